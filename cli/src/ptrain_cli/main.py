@@ -1,0 +1,61 @@
+"""The program `ptrain`. Nothing heavy is imported before a command needs it: help must be there at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ptrain_cli import check, plugins, prepare, run, schema
+from ptrain_cli.commands import Commands
+from ptrain_cli.options import Debug
+
+app = typer.Typer(
+    name="ptrain",
+    cls=Commands,
+    help="Post-training of language models from one declarative recipe.",
+    epilog="First steps: [bold]ptrain check recipe.yaml[/bold], then [bold]ptrain run recipe.yaml[/bold].",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", epilog=run.EXAMPLES)(run.command)
+app.command("check", epilog=check.EXAMPLES)(check.command)
+app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
+app.command("schema", epilog=schema.EXAMPLES)(schema.command)
+app.add_typer(plugins.app, name="plugins")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ptrain_cli.version import describe
+
+        typer.echo(describe())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Options of the program itself; each acts by its callback."""
+
+
+def main() -> None:
+    """Run the command line; the process ends with its exit code."""
+    try:
+        code = app(prog_name="ptrain", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        from ptrain_cli.errors import report
+
+        code = report(error)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""ptrain: post-training of language models from declarative recipes. Importing it imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ptrain.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    PluginError,
+    Position,
+    Problem,
+    PtrainError,
+    RecipeError,
+    TrainingError,
+)
+from ptrain.hooks import callback, hookimpl
+from ptrain.local import register
+from ptrain.parts import (
+    Checkpoint,
+    Evaluator,
+    Feature,
+    Model,
+    Optimizer,
+    Scheduler,
+    Source,
+    Tokenizer,
+    Tracker,
+    Trainer,
+)
+from ptrain.recipe.config import Config
+from ptrain.recipe.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluatorConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SchedulerConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrackerConfig,
+)
+from ptrain.results import Batch, Loss, Progress, StepResult
+
+if TYPE_CHECKING:
+    from ptrain import stages
+    from ptrain.run import Run
+    from ptrain.train import Result, train
+
+LAZY = {"Run": "ptrain.run", "train": "ptrain.train", "Result": "ptrain.train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "stages":
+        return importlib.import_module("ptrain.stages")
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("ptrain-core")
+    raise AttributeError(f"module `ptrain` has no attribute `{name}`")
+
+
+__all__ = [
+    "Batch",
+    "Checkpoint",
+    "CheckpointConfig",
+    "CheckpointError",
+    "Config",
+    "DataConfig",
+    "DataError",
+    "Evaluator",
+    "EvaluatorConfig",
+    "Feature",
+    "Loss",
+    "Model",
+    "ModelConfig",
+    "ModelError",
+    "Optimizer",
+    "OptimizerConfig",
+    "PluginError",
+    "Position",
+    "Problem",
+    "Progress",
+    "PtrainError",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "Run",
+    "Scheduler",
+    "SchedulerConfig",
+    "Source",
+    "SourceConfig",
+    "StepResult",
+    "Tokenizer",
+    "TokenizerConfig",
+    "Tracker",
+    "TrackerConfig",
+    "Trainer",
+    "TrainingError",
+    "callback",
+    "hookimpl",
+    "register",
+    "stages",
+    "train",
+]

@@ -1,0 +1,97 @@
+"""What is checked before any worker starts: the run directory and the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.errors import CheckpointError, RecipeError
+
+if TYPE_CHECKING:
+    from ptrain.recipe.load import Loaded
+    from ptrain.run import Run
+
+BYTES_PER_PARAMETER = 12
+"""fp32 weights and two moments: what a resumable checkpoint holds."""
+
+
+def check_directory(directory: Path, loaded: Loaded, *, resume: bool, restart: bool) -> None:
+    """Raise RecipeError where the run directory can't be used.
+
+    It can't be made or written, or it belongs to a run with another recipe, or to one that was not asked to
+    be resumed.
+    """
+    parent = directory
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RecipeError(
+            f"the run directory `{directory}` can't be written", fix="set `output_dir` to a folder that is yours"
+        )
+    if restart or not directory.exists() or not any(directory.iterdir()):
+        return
+    if not resume:
+        raise RecipeError(
+            f"the run directory `{directory}` is not empty",
+            fix="add `--resume` to go on with that run, `--restart` to begin anew (the old one is renamed), "
+            "or `-o output_dir=...`",
+        )
+    check_same_recipe(directory, loaded)
+
+
+def check_same_recipe(directory: Path, loaded: Loaded) -> None:
+    """Raise RecipeError where the run directory belongs to a recipe with other results."""
+    from ptrain.recipe.dump import dump, result_hash
+
+    spec = directory / "run.json"
+    if not spec.exists():
+        return
+    content = json.loads(spec.read_text(encoding="utf-8"))
+    if content["recipe_hash"] == result_hash(loaded.recipe):
+        return
+    changed = differing(content["recipe"], dump(loaded.recipe))
+    raise RecipeError(
+        f"`{directory}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the keys differ"),
+        fix="resume with the recipe of that run, or give this one its own `output_dir`",
+    )
+
+
+def differing(old: Any, new: Any, at: str = "") -> list[str]:
+    """`key: old -> new` for each value in which two recipes differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        found = [differing(old.get(k), new.get(k), f"{at}.{k}" if at else str(k)) for k in keys]
+        return [line for lines in found for line in lines]
+    return [] if old == new else [f"`{at}`: {old!r} -> {new!r}"]
+
+
+def check_space(run: Run, directory: Path) -> None:
+    """Raise CheckpointError where not even one checkpoint would fit on the disk.
+
+    The number of parameters comes from the model's configuration, on no device.
+    """
+    from ptrain.train import free_bytes
+
+    if not any(part.config.enabled for part in run.parts.checkpoints):
+        return
+    need = count_parameters(run) * BYTES_PER_PARAMETER
+    for part in run.parts.checkpoints:
+        target = part.config.output_dir or directory
+        free = free_bytes(Path(target).absolute())
+        if free < need:
+            raise CheckpointError(
+                f"a checkpoint needs about {need / 1e9:.2f} GB, and `{target}` has {free / 1e9:.2f} GB free",
+                fix="free some space, or put the checkpoints on another disk (`output_dir`)",
+            )
+
+
+def count_parameters(run: Run) -> int:
+    """Parameters of the model, from its configuration, without memory for them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(run.hf_config)
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,191 @@
+"""DeepSpeed: the one place that knows it.
+
+Three of its habits are undone here, so that a step means what `ptrain.stages.step` says:
+it averages gradients over the workers (the loss is multiplied by their number), it divides by its own count
+of accumulation steps (switched off), and it decides on its own when a step is over
+(`managed_gradient_accumulation: false` leaves that to `update`).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from ptrain.recipe.sections import Recipe
+
+T = TypeVar("T")
+
+
+class Body(nn.Module):
+    """The module that DeepSpeed wraps: its forward pass runs whatever work it is given.
+
+    Whatever touches the model happens inside the engine's forward pass, where ZeRO-3 gathers weights, so a
+    loss may call the body, the head or anything else in any order.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.work: Callable[[], Any] | None = None
+
+    def forward(self) -> Any:
+        if self.work is None:
+            raise RuntimeError("the engine was called without work")
+        return self.work()
+
+
+class Engine:
+    """Forward, backward and update of one model.
+
+    Attributes:
+        deepspeed: the DeepSpeed engine.
+        stage: its ZeRO stage.
+        clip: the largest gradient norm, 0 for no limit.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Mapping[str, Any], clip: float
+    ) -> None:
+        import deepspeed
+
+        self.clip = clip
+        self.stage = int(config.get("zero_optimization", {}).get("stage", 0))
+        self._body = Body(model)
+        # Plain fp32 without ZeRO is clipped here, because DeepSpeed clips there without telling the norm.
+        self._plain = self.stage == 0 and not any(config.get(k, {}).get("enabled") for k in ("bf16", "fp16"))
+        whole = {**config, "gradient_clipping": 0.0 if self._plain else clip}
+        self.deepspeed, *_ = deepspeed.initialize(model=self._body, optimizer=optimizer, config=whole)
+        if self._plain:
+            # DeepSpeed would reduce inside `step`, after which the norm can't be had: `update` reduces first.
+            self.deepspeed.enable_backward_allreduce = False
+
+    @property
+    def world(self) -> int:
+        """The number of workers whose gradients are added."""
+        return torch.distributed.get_world_size()
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of `work`, run inside the engine's forward pass."""
+        self._body.work = work
+        try:
+            return self.deepspeed()
+        finally:
+            self._body.work = None
+
+    def train(self, mode: bool = True) -> None:
+        """Switch dropout and the like on or off."""
+        self.deepspeed.train(mode)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` (a scalar; summed over micro-batches and workers) to the step."""
+        self.deepspeed.backward(loss * self.world, scale_wrt_gas=False)
+
+    def update(self) -> float:
+        """Take the optimizer step and return the norm of the whole gradient before clipping."""
+        if self._plain:
+            return self._plain_update()
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm() or 0.0)
+
+    def _plain_update(self) -> float:
+        params = [p for p in self._body.parameters() if p.grad is not None]
+        if self.world > 1:
+            self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=500_000_000)
+        norm = torch.nn.utils.clip_grad_norm_(params, self.clip or float("inf"))
+        self.deepspeed.step()
+        return float(norm)
+
+
+def start(device: str, local_rank: int) -> torch.device:
+    """Join the process group and return this worker's device; `device` is "cpu" or "cuda"."""
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    quiet()
+    import deepspeed
+
+    # A CPU job would compile a shared-memory kernel for half a minute; gloo does without. The name is
+    # private, so its absence is no error.
+    known = getattr(deepspeed.ops, "__compatible_ops__", None)
+    if device == "cpu" and isinstance(known, dict):
+        known["deepspeed_shm_comm"] = False
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(free_port())
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+    return torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def quiet() -> None:
+    """Silence what DeepSpeed says at every start and users can do nothing about."""
+    import logging
+
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"deepspeed")
+
+
+def close() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all workers."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.barrier()
+
+
+def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
+    """Each value added over all workers, in float64."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def any_worker(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on some worker; every worker must ask."""
+    return sum_over_workers([float(flag)], device)[0] > 0
+
+
+def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: the recipe's block, completed with what the recipe derives."""
+    block = dict(recipe.deepspeed)
+    zero = dict(block.get("zero_optimization", {}))
+    # One fp32 worker has nothing to shard, and the plain path is the fastest; stage 2 is the usual choice.
+    zero.setdefault("stage", 0 if world == 1 and recipe.model.dtype == "fp32" else 2)
+    dtype = {"bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}.get(recipe.model.dtype, {})
+    for name, value in dtype.items():
+        block[name] = {**block.get(name, {}), **value}
+    return {
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        **block,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "managed_gradient_accumulation": False,
+        "train_micro_batch_size_per_gpu": recipe.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+    }

@@ -1,0 +1,1 @@
+"""How workers start, are watched over and stop."""

@@ -1,0 +1,72 @@
+"""Where the output of each worker goes: the console, a log file, or both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+Ranks = Collection[int] | Literal["*"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the output of the workers goes.
+
+    Attributes:
+        folder: of the log files, `rank-N.log`.
+        console: the workers whose output is shown. Rank 0, if it is one of them, gets the console itself (a
+            live display needs the terminal); that of the others is prefixed with their rank.
+        files: the workers that write a log file.
+    """
+
+    folder: Path
+    console: Ranks = (0,)
+    files: Ranks = "*"
+
+    def log(self, rank: int) -> Path | None:
+        """The log file of a worker, or None: its output goes straight to the console, or nowhere."""
+        inherits = rank == 0 and _has(self.console, 0)
+        return self.folder / f"rank-{rank}.log" if _has(self.files, rank) and not inherits else None
+
+    def shown(self, rank: int) -> bool:
+        """Whether the output of a worker is shown."""
+        return _has(self.console, rank)
+
+    def open(self, rank: int) -> IO[bytes] | int | None:
+        """What `Popen` takes as the stdout of a worker; None is the console."""
+        if self.shown(rank):
+            return None if rank == 0 else subprocess.PIPE
+        log = self.log(rank)
+        return subprocess.DEVNULL if log is None else _append(log)
+
+    def follow(self, rank: int, stream: IO[bytes]) -> threading.Thread:
+        """A thread, already running, that copies a worker's output to the console and to its log file."""
+        thread = threading.Thread(target=self._copy, args=(rank, stream), daemon=True)
+        thread.start()
+        return thread
+
+    def _copy(self, rank: int, stream: IO[bytes]) -> None:
+        log = self.log(rank)
+        file = None if log is None else _append(log)
+        for line in stream:
+            if file is not None:
+                file.write(line)
+                file.flush()
+            sys.stdout.write(f"[rank {rank}] {line.decode(errors='replace')}")
+            sys.stdout.flush()
+        if file is not None:
+            file.close()
+
+
+def _has(ranks: Ranks, rank: int) -> bool:
+    return ranks == "*" or rank in ranks
+
+
+def _append(path: Path) -> IO[bytes]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")

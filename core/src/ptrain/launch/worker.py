@@ -1,0 +1,100 @@
+"""One worker: `python -m ptrain.launch.worker SPEC`, where SPEC is the file that the preparation left."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from ptrain.launch import guard
+from ptrain.launch.environment import Topology
+from ptrain.launch.failure import ERROR_DIR, Failure
+from ptrain.launch.signals import Stop, listening
+
+PROFILES = ("tottime", "cumtime", "disable")
+SETTLE = 1.0
+"""Seconds in which a second signal counts as the first one again: batch systems and launchers both signal."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Train as one of several workers; the process ends with the exit code of the run."""
+    parser = argparse.ArgumentParser(prog="python -m ptrain.launch.worker")
+    parser.add_argument("spec", type=Path, help="the file that the preparation left in the run directory")
+    parser.add_argument("--python_profile", choices=PROFILES, default="disable")
+    parser.add_argument("--traceback", action="store_true", help="print that of a failure on rank 0 too")
+    given = parser.parse_args(arguments)
+    guard.die_with_parent()
+    faulthandler.enable()
+    folder = os.environ.get(ERROR_DIR)
+
+    def show(failure: Failure) -> None:
+        # The supervisor shows what came first; rank 0 has the console, the others their log file.
+        if given.traceback or failure.rank != 0:
+            sys.stderr.write("\n".join(failure.traceback) + "\n")
+
+    with listening(settle=SETTLE) as stop:
+        code = recorded(
+            lambda: train(given.spec, stop, given.python_profile), show, Path(folder) if folder else None
+        )
+    leave(code)
+
+
+def recorded(work: Callable[[], int], show: Callable[[Failure], None], folder: Path | None = None) -> int:
+    """The exit code of `work`; if it fails, why is left in `folder` and then shown."""
+    try:
+        return work()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        failure = Failure.of(error, Topology.from_environment(os.environ).rank)
+        if folder is not None:
+            with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+                failure.write(folder)
+        show(failure)
+        return failure.exit_code
+
+
+def train(spec: Path, stop: Stop, python_profile: str = "disable") -> int:
+    """Train from the file that the preparation left, and return the exit code."""
+    from ptrain.train import work
+
+    return profiled(python_profile, lambda: work(spec, stop))
+
+
+def profiled(by: str, work: Callable[[], int]) -> int:
+    """The exit code of `work`; on local rank 0, Python's profile of it is printed, sorted `by` a column."""
+    if by == "disable" or Topology.from_environment(os.environ).local_rank != 0:
+        return work()
+    with _profile(by):
+        return work()
+
+
+@contextlib.contextmanager
+def _profile(by: str) -> Iterator[None]:
+    import cProfile
+    import pstats
+
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        yield
+    finally:
+        profile.disable()
+        pstats.Stats(profile, stream=sys.stderr).sort_stats(by).print_stats(50)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once: flushed, but without the second that tearing down the interpreter takes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

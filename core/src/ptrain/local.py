@@ -1,0 +1,171 @@
+"""The user's own code: a plain Python file that is the top layer of a run's plugins (`--code train.py`).
+
+It runs only when it was asked for: with `--code`, or with `code:` in the recipe and `--allow-code`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from ptrain.catalog import Offer
+from ptrain.errors import PluginError, Position, RecipeError
+
+C = TypeVar("C", bound=type)
+
+
+_registered: contextvars.ContextVar[list[tuple[str, str, type]] | None] = contextvars.ContextVar(
+    "registered", default=None
+)
+"""What `register` marks while a file runs."""
+_loaded_before: set[str] = set()
+"""Modules that user code brought in: they are read anew for the next recipe."""
+
+
+@dataclass(frozen=True)
+class UserCode:
+    """The user's code, as it ran.
+
+    Attributes:
+        path: the file.
+        module: the imported module.
+        text: what stood in the file; kept with the run.
+        sha256: of that text.
+        classes: what it registered.
+    """
+
+    path: Path
+    module: ModuleType
+    text: str
+    sha256: str
+    classes: Mapping[Offer, type]
+
+
+def register(kind: str, name: str) -> Callable[[C], C]:
+    """Make a class of your own code known to the recipe as `name`; use it as a decorator.
+
+        @ptrain.register("trainer", "my_custom_trainer")
+        class MyTrainer(SFT): ...
+
+    It counts for the recipe that is being loaded, and does nothing where the file is merely imported.
+
+    Raises:
+        PluginError: there is no such kind, or the name is no plain text.
+    """
+    from ptrain.parts import KINDS
+
+    if kind not in KINDS:
+        raise PluginError(
+            f"there is no kind `{kind}`", expected="one of " + ", ".join(f"`{k}`" for k in KINDS)
+        )
+    if not name or ":" in name:
+        raise PluginError(f"`{name}` can't be the name of a {kind}", expected="text without `:`")
+
+    def mark(cls: C) -> C:
+        if (found := _registered.get()) is not None:
+            found.append((kind, name, cls))
+        return cls
+
+    return mark
+
+
+def load_code(path: Path) -> UserCode:
+    """Run the file and return what it holds.
+
+    It is a module under its own name, and its folder is on `sys.path`, so that it may import its siblings.
+
+    Raises:
+        RecipeError: there is no such file, or its name is taken by another module.
+        PluginError: it fails while it runs; with file and line.
+    """
+    path = path.expanduser().resolve()
+    text = _text_of(path)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    for name in _loaded_before & set(sys.modules):
+        del sys.modules[name]
+    _loaded_before.clear()
+    taken = sys.modules.get(path.stem)
+    if taken is not None and getattr(taken, "__file__", None) != str(path):
+        raise RecipeError(
+            f"the file `{path.name}` can't be imported: the module `{path.stem}` is there already",
+            where=Position(str(path)), fix="give the file another name",
+        )  # fmt: skip
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    registered: list[tuple[str, str, type]] = []
+    module = _run(path, registered)
+    offers = {
+        Offer(kind, name, path.name, digest[:12], f"{cls.__module__}:{cls.__qualname__}"): cls
+        for kind, name, cls in registered
+    }
+    names = [(kind, name) for kind, name, _ in registered]
+    if twice := next((one for one in names if names.count(one) > 1), None):
+        raise PluginError(
+            f"{path.name} registers the {twice[0]} `{twice[1]}` twice", where=Position(str(path))
+        )
+    return UserCode(path, module, text, digest, offers)
+
+
+def _text_of(path: Path) -> str:
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise RecipeError(f"`{path}` is no Python module", expected="a file like `train.py`")
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no code `{path}`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the code `{path}` can't be read: {error}") from None
+
+
+def _run(path: Path, registered: list[tuple[str, str, type]]) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"`{path}` is no Python module", expected="a file like `train.py`")
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.modules[path.stem] = module
+    token = _registered.set(registered)
+    try:
+        spec.loader.exec_module(module)
+    except PluginError:
+        raise
+    except Exception as error:  # the user's code may fail in any way
+        sys.modules.pop(path.stem, None)
+        raise _failure(path, error) from error
+    finally:
+        _registered.reset(token)
+        _loaded_before.update(_own_modules(path.parent, set(sys.modules) - before))
+        _loaded_before.add(path.stem)
+    return module
+
+
+def _own_modules(folder: Path, names: set[str]) -> set[str]:
+    """Those of `names` that were found in `folder` itself (an environment may lie deeper in it)."""
+    own = set()
+    for name in names:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        top = name.partition(".")[0]
+        if file and Path(file).is_relative_to(folder):
+            own |= {name} if Path(file).relative_to(folder).parts[0] in (top, f"{top}.py") else set()
+    return own
+
+
+def _failure(path: Path, error: Exception) -> PluginError:
+    where = Position(str(path))
+    if isinstance(error, SyntaxError):
+        where = Position(error.filename or str(path), error.lineno or 0, error.offset or 1)
+        cause = f"SyntaxError: {error.msg}"
+    else:
+        cause = f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        if own := [frame for frame in frames if Path(frame.filename).parent == path.parent]:
+            where = Position(own[-1].filename, own[-1].lineno or 0, 1)
+    return PluginError(f"the code `{path.name}` fails: {cause}", where=where)

@@ -1,0 +1,90 @@
+"""The training loop: the file to read first. Each line names a stage; the details live one call away."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ptrain import saving
+from ptrain.seeds import seed_everything
+
+if TYPE_CHECKING:
+    from ptrain.results import StepResult
+    from ptrain.run import Run
+
+
+def train(run: Run) -> str:
+    """Train until the last step, the kill switch or a signal; return "done", "stopped" or "exit_iteration"."""
+    run.call("before_training")
+    run.call("on_start")
+    if run.recipe.eval_at_start and run.progress.step == 0:
+        evaluate(run)
+    last, outcome = last_step(run)
+    stream = iter(run.train_loader)
+    while run.progress.step < last:
+        began = time.perf_counter()
+        seed_everything(run.recipe.seed, run.progress.step, run.data_rank)
+        batches = [next(stream) for _ in range(run.accumulation)]
+        result: StepResult = run.call("step", batches=batches)
+        advance(run, result, began)
+        run.call("on_step_end", result=result)
+        if must_stop(run):
+            outcome = "stopped"
+            break
+        if due(run.progress.step, run.recipe.eval_interval) and run.progress.step < last:
+            evaluate(run)
+        saving.save_due(run)
+    if outcome == "done" and run.recipe.train_iters + run.recipe.epochs > 0:
+        evaluate(run)
+    saving.save_at_end(run, outcome)
+    run.call("on_end")
+    return outcome
+
+
+def last_step(run: Run) -> tuple[int, str]:
+    """The optimizer step to stop after, and what stopping there means."""
+    limits = [run.recipe.exit_iteration]
+    if run.recipe.exit_iteration_this_run:
+        limits.append(run.progress.step + run.recipe.exit_iteration_this_run)
+    early = min((limit for limit in limits if limit), default=run.total_steps)
+    return (early, "exit_iteration") if early < run.total_steps else (run.total_steps, "done")
+
+
+def advance(run: Run, result: StepResult, began: float) -> None:
+    """Count the step and record its metrics."""
+    progress = run.progress
+    progress.step += 1
+    progress.epoch, at = divmod(progress.step, run.steps_per_epoch)
+    progress.samples = run.train_loader.samples_before(at)
+    progress.tokens += int(result.metrics.get("tokens", 0))
+    seconds = time.perf_counter() - began
+    result.metrics["epoch"] = progress.step / run.steps_per_epoch
+    result.metrics["seconds"] = seconds
+    result.metrics["tokens_per_second"] = result.metrics.get("tokens", 0.0) / seconds
+    run.trackers.log(run, {"step": progress.step, **result.metrics})
+
+
+def due(step: int, interval: int) -> bool:
+    """Whether something that happens every `interval` steps (0: never) happens after `step`."""
+    return interval > 0 and step % interval == 0
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Evaluate, record, and go back to training."""
+    if not run.parts.evaluators or not len(run.eval_data):
+        return {}
+    seed_everything(run.recipe.seed, "evaluate", run.data_rank)
+    run.engine.train(False)
+    metrics = dict(run.call("evaluate"))
+    run.engine.train(True)
+    run.trackers.log(run, {"step": run.progress.step, **{f"eval/{k}": v for k, v in metrics.items()}})
+    run.call("on_evaluate_end", metrics=metrics)
+    return metrics
+
+
+def must_stop(run: Run) -> bool:
+    """Whether a signal or the kill switch asks some worker to stop; all workers agree."""
+    from ptrain.engine import any_worker
+
+    asked = run.stop is not None and run.stop.requested
+    return any_worker(asked or run.kill_switch.exists(), run.device)

@@ -1,0 +1,1 @@
+"""Models: create and load, per-document attention, log-probabilities, generation."""

@@ -1,0 +1,119 @@
+"""Attention within each document, registered with transformers under ptrain's own names.
+
+Rows may hold several documents (packing) and padding. `ptrain_sdpa` computes attention document by document:
+no block mask is ever built, nothing is computed between documents or for padding, and the memory is that of
+the longest document. Padding positions come out as zeros; nothing reads them. `sdpa` in a recipe means this
+function during training; generation and the saved model use transformers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ptrain.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+NAME = "ptrain_sdpa"
+_per_document: ContextVar[bool] = ContextVar("ptrain_per_document", default=False)
+
+
+@contextmanager
+def per_document() -> Iterator[None]:
+    """Within it, models on `ptrain_sdpa` build no mask: each attention call gets `document_lengths`."""
+    token = _per_document.set(True)
+    try:
+        yield
+    finally:
+        _per_document.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    return None if _per_document.get() else sdpa_mask(*args, **kwargs)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    document_lengths: list[list[int]] | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of [b, heads, s, d] queries; returns [b, s, heads, d] like transformers' functions do."""
+    if document_lengths is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
+        )
+    whole = query.shape[2]
+    if all(lengths == [whole] for lengths in document_lengths):
+        return _one(module, query, key, value, sliding_window, kwargs), None
+    rows = []
+    for row, lengths in enumerate(document_lengths):
+        documents = [t[row : row + 1, :, : sum(lengths)].split(lengths, dim=2) for t in (query, key, value)]
+        pieces = [_one(module, q, k, v, sliding_window, kwargs) for q, k, v in zip(*documents, strict=True)]
+        if sum(lengths) < whole:
+            heads, size = query.shape[1], value.shape[3]
+            pieces.append(value.new_zeros(1, whole - sum(lengths), heads, size))
+        rows.append(torch.cat(pieces, dim=1))
+    return torch.cat(rows), None
+
+
+def _one(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Causal attention of whole documents of one length, within the sliding window where there is one."""
+    mask = None
+    length = query.shape[2]
+    if window is not None and length > window:
+        at = torch.arange(length, device=query.device)
+        distance = at[:, None] - at[None, :]
+        mask = ((distance >= 0) & (distance < window))[None, None]
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)
+
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def implementation(config: PretrainedConfig, wanted: str) -> str:
+    """The name to give to transformers for the recipe's `attn_implementation`.
+
+    Models with layers of another kind (linear, chunked, ...) keep transformers' own masks.
+    """
+    if wanted == "sdpa" and set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS:
+        return NAME
+    return wanted
+
+
+def refuse_packing(config: PretrainedConfig, name: str) -> None:
+    """Raise ModelError where documents of one row could see each other.
+
+    Eager, sdpa, flex and flash attention of transformers separate documents by position ids; a layer that
+    carries a state from token to token does not.
+    """
+    others = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if others or name not in (NAME, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"):
+        what = f"layers of the kind {sorted(others)}" if others else f"the attention `{name}`"
+        raise ModelError(
+            f"packed documents would see each other through {what}",
+            fix="set `data.pack_samples: false`",
+        )

@@ -1,0 +1,179 @@
+"""`huggingface`: models of transformers, loaded from the hub or a folder, or made from a configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ptrain.errors import ModelError
+from ptrain.parts import Model
+from ptrain.recipe.sections import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from ptrain.run import Run
+
+ATTENTION = Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
+
+
+class HuggingFaceModel(Model):
+    """A causal language model of transformers."""
+
+    class Config(ModelConfig):
+        """Keys of `huggingface`."""
+
+        config: dict[str, Any] = {}
+        """Make the model with random weights from these keys (`model_type: llama`, ...), not from a name."""
+        hf_config_kwargs: dict[str, Any] = {}
+        """Keys of the model's configuration to change; another number of layers gives random weights."""
+        attn_implementation: ATTENTION = "sdpa"
+        """How attention is computed; what is not installed is an error, never replaced silently."""
+        disable_activation_checkpoint: bool | None = None
+        """False recomputes activations in the backward pass to save memory; by default that is done on GPUs."""
+        revision: str | None = None
+        """The commit, branch or tag on the hub."""
+        trust_remote_code: bool = False
+        """Run Python code that comes with the model; needs `revision` to be a commit."""
+        save_name: str | None = None
+        """The name that the model card of the result carries."""
+
+    def create_config(self, run: Run) -> PretrainedConfig:
+        """The model's configuration, with `hf_config_kwargs` applied.
+
+        Raises:
+            ModelError: no such model, or a key that this kind of model does not have.
+        """
+        config = self._from_keys() if self.config.config else self._from_name()
+        for key, value in self.config.hf_config_kwargs.items():
+            _check_key(config, key, "model.hf_config_kwargs")
+            setattr(config, key, value)
+        return config
+
+    def create_model(self, run: Run, config: PretrainedConfig) -> PreTrainedModel:
+        """The model in its dtype, with activation checkpointing where it is on.
+
+        Raises:
+            ModelError: weights are missing, or don't fit the configuration.
+        """
+        from transformers import AutoModelForCausalLM
+
+        from ptrain.model.attention import implementation
+
+        attention = implementation(config, self.config.attn_implementation)
+        if self._random(config):
+            # `from_config` writes the implementation into the config it is given.
+            model = AutoModelForCausalLM.from_config(_copy(config), attn_implementation=attention, dtype=self._dtype())
+        else:
+            model = self._pretrained(run, config, attention)
+        if _checkpoints_activations(self.config.disable_activation_checkpoint, run.device):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def _random(self, config: PretrainedConfig) -> bool:
+        layers = self.config.hf_config_kwargs.get("num_hidden_layers")
+        return bool(self.config.config) or (layers is not None and layers != self._from_name().num_hidden_layers)
+
+    def _dtype(self) -> torch.dtype:
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.dtype]
+
+    def _from_keys(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        keys = dict(self.config.config)
+        kind = keys.pop("model_type", None)
+        if kind is None:
+            raise ModelError("`model.config` has no `model_type`", fix="add one, e.g. `model_type: llama`")
+        try:
+            plain = AutoConfig.for_model(kind)
+        except ValueError as error:
+            raise ModelError(
+                f"transformers knows no model type `{kind}`", expected="a name such as llama, qwen3, gemma3_text"
+            ) from error
+        for key in keys:
+            _check_key(plain, key, "model.config")
+        return AutoConfig.for_model(kind, **keys)
+
+    def _from_name(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        name = self.config.name_or_path
+        if not name:
+            raise ModelError(
+                "the recipe names no model", fix="give `model.name_or_path`, or `model.config` for random weights"
+            )
+        with _explained(name):
+            return AutoConfig.from_pretrained(name, revision=self.config.revision, trust_remote_code=self._trusted())
+
+    def _pretrained(self, run: Run, config: PretrainedConfig, attention: str) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        from ptrain.engine import deepspeed_config
+
+        block = deepspeed_config(run.recipe, run.world)
+        if block["zero_optimization"]["stage"] == 3:
+            # Kept alive by the model: transformers then loads straight into ZeRO-3's shards.
+            from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+            self._shards = HfDeepSpeedConfig(block)
+        name = self.config.name_or_path
+        with _explained(name):
+            return AutoModelForCausalLM.from_pretrained(
+                name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(),
+                revision=self.config.revision, trust_remote_code=self._trusted(), use_safetensors=True,
+            )  # fmt: skip
+
+    def _trusted(self) -> bool:
+        revision = self.config.revision or ""
+        pinned = len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+        if self.config.trust_remote_code and not pinned:
+            raise ModelError(
+                "`model.trust_remote_code` runs code of strangers, and `model.revision` pins none",
+                expected="the 40 hexadecimal digits of a commit that you have read",
+            )
+        return self.config.trust_remote_code
+
+
+def _copy(config: PretrainedConfig) -> PretrainedConfig:
+    import copy
+
+    return copy.deepcopy(config)
+
+
+def _checkpoints_activations(disabled: bool | None, device: torch.device) -> bool:
+    return device.type != "cpu" if disabled is None else not disabled
+
+
+def _check_key(config: PretrainedConfig, key: str, section: str) -> None:
+    if hasattr(config, key):
+        return
+    known = [name for name in dir(config) if not name.startswith("_") and not callable(getattr(config, name))]
+    close = difflib.get_close_matches(key, known, n=1)
+    raise ModelError(
+        f"a {config.model_type} configuration has no key `{key}` (in `{section}`)",
+        fix=f"write `{close[0]}`" if close else None,
+    )
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Any:
+    """What transformers and the hub say about a model that can't be loaded, as one error."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        folder = Path(name)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise ModelError(
+                f"`{name}` is a folder without a `config.json`, so it is no model",
+                expected="a folder that `save_pretrained` wrote",
+            ) from error
+        raise ModelError(
+            f"the model `{name}` can't be loaded: {first}",
+            expected="the name of a model on the hub (with network), or a local folder",
+        ) from error

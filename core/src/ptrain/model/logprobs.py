@@ -1,0 +1,53 @@
+"""Log-probabilities of labels, with logits only where there is a label and never all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+TILE_BYTES = 2**28
+"""Logits of one tile, in fp32."""
+
+
+def token_logprobs(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    vocabulary: int,
+    *,
+    tiled: bool = True,
+) -> torch.Tensor:
+    """log p(label) at each position, [b, s] fp32, 0 where the label is -100.
+
+    Args:
+        head: maps hidden states [n, h] to logits [n, v].
+        hidden: the last hidden states, [b, s, h].
+        labels: int64 [b, s], already shifted.
+        vocabulary: v, for the size of a tile.
+        tiled: recompute the logits of each tile in the backward pass, so that at most one tile of them is
+            alive. False calls the head exactly once, which ZeRO-3 needs: its workers must gather the head
+            equally often.
+    """
+    where = labels != IGNORED
+    states, targets = hidden[where], labels[where]
+    rows = max(1, TILE_BYTES // (4 * vocabulary))
+    if not tiled or len(targets) <= rows:
+        values = _logprobs(head, states, targets)
+    else:
+        values = torch.cat(
+            [
+                checkpoint(_logprobs, head, s, t, use_reentrant=False)
+                for s, t in zip(states.split(rows), targets.split(rows), strict=True)
+            ]
+        )
+    return torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device).masked_scatter(where, values)
+
+
+def _logprobs(
+    head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    return -cross_entropy(head(states).float(), targets, reduction="none")

@@ -1,0 +1,355 @@
+"""The stack of one run: its layers, the checks that each passes when it is loaded, and how a stage is called."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from ptrain import hooks
+from ptrain.errors import PluginError, Position, PtrainError
+
+STAGES: dict[str, Callable[..., Any]] = {
+    name: function for name, function in vars(hooks).items() if hasattr(function, "ptrain_spec")
+}
+ALL = frozenset(name for name, f in STAGES.items() if not getattr(f, "ptrain_spec")["firstresult"])  # noqa: B009
+MAY_FAIL_THE_RUN = frozenset({"configure", "before_training", "save_state", "load_state"})
+EXCLUSIVE = frozenset({"step", "loss", "create_engine", "evaluate"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the stack.
+
+    Attributes:
+        plugin: the trainer or feature instance, or a module.
+        name: what the recipe calls it.
+        origin: the distribution and version, or the file of user code.
+        callbacks: `(event, function)` pairs.
+        user: whether it is the user's own code.
+    """
+
+    plugin: Any
+    name: str
+    origin: str
+    callbacks: Sequence[tuple[str, Callable[..., Any]]] = ()
+    user: bool = False
+
+
+@dataclass
+class Stack:
+    """The layers of one run, bottom-up, in a pluggy manager of their own."""
+
+    layers: Sequence[Layer]
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _pre: dict[str, list[tuple[Layer, Callable[..., Any]]]] = field(default_factory=lambda: defaultdict(list))
+    _code: dict[Any, tuple[Layer, str]] = field(default_factory=dict)
+    _reported: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._manager = pluggy.PluginManager("ptrain")
+        self._manager.add_hookspecs(hooks)
+        replaced: dict[str, str] = {}
+        for depth, layer in enumerate(self.layers):
+            check_layer(layer)
+            self._note_code(layer)
+            self._manager.register(layer.plugin, name=f"{depth}:{layer.name}")
+            self._add_callbacks(layer, depth)
+            if depth and not layer.user:
+                _refuse_second_replacement(layer, replaced)
+
+    def call(self, stage: str, **arguments: Any) -> Any:
+        """The result of `stage`: the topmost answer, or None for a stage of kind "all".
+
+        Pre-callbacks come first, lower layers first; then the implementations within their wrappers.
+
+        Raises:
+            PluginError: nobody answers, or an answer is of the wrong type; what a plugin raised is wrapped
+                in one that names plugin, distribution, stage, file and line.
+        """
+        start = time.perf_counter()
+        try:
+            for layer, callback in self._pre[stage]:
+                arguments = _replaced(stage, layer, callback, arguments)
+            result = self._call_all(stage, arguments) if stage in ALL else self._call_first(stage, arguments)
+        except PtrainError:
+            raise
+        except Exception as error:
+            raise self._blame(stage, error) from error
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+        return result
+
+    def collect(self, stage: str, **arguments: Any) -> list[tuple[str, Any]]:
+        """`(layer name, result)` of each layer that implements the "all" stage `stage`, bottom-up."""
+        found = []
+        for impl in self._plain(stage):
+            found.append((impl.plugin_name.split(":", 1)[1], impl.function(*_pick(impl, arguments))))
+        return found
+
+    def implementers(self, stage: str) -> list[str]:
+        """Names of the layers that implement `stage`, bottom-up."""
+        return [impl.plugin_name.split(":", 1)[1] for impl in self._plain(stage)]
+
+    def _plain(self, stage: str) -> list[Any]:
+        caller = getattr(self._manager.hook, stage)
+        return [impl for impl in caller.get_hookimpls() if not impl.wrapper]
+
+    def _call_first(self, stage: str, arguments: dict[str, Any]) -> Any:
+        result = getattr(self._manager.hook, stage)(**arguments)
+        if result is None:
+            layers = ", ".join(f"`{layer.name}`" for layer in self.layers[1:]) or "core alone"
+            raise PluginError(
+                f"no layer answers the stage `{stage}` (layers: {layers})",
+                expected=f"an implementation that returns {_promise(stage)}",
+            )
+        return result
+
+    def _call_all(self, stage: str, arguments: dict[str, Any]) -> None:
+        caller = getattr(self._manager.hook, stage)
+        wrappers = [impl for impl in caller.get_hookimpls() if impl.wrapper]
+
+        def inner() -> list[Any]:
+            return [result for impl in self._plain(stage) if (result := self._one(stage, impl, arguments))]
+
+        return _within(wrappers, arguments, inner)
+
+    def _one(self, stage: str, impl: Any, arguments: dict[str, Any]) -> Any:
+        try:
+            return impl.function(*_pick(impl, arguments))
+        except Exception as error:
+            if stage in MAY_FAIL_THE_RUN or isinstance(error, PtrainError):
+                raise
+            if id(impl) not in self._reported:
+                self._reported.add(id(impl))
+                arguments["run"].warn(f"{self._blame(stage, error, always=True)}; the run goes on without it")
+            return None
+
+    def _add_callbacks(self, layer: Layer, depth: int) -> None:
+        for number, (event, callback) in enumerate(layer.callbacks):
+            when, stage = check_callback(layer, event, callback)
+            code = getattr(callback, "__code__", None)
+            if code is not None:
+                self._code[code] = (layer, event)
+            if when == "pre":
+                self._pre[stage].append((layer, callback))
+            else:
+                self._manager.register(_post(stage, callback), name=f"{depth}:{layer.name}:{event}:{number}")
+
+    def _note_code(self, layer: Layer) -> None:
+        for name in STAGES:
+            function = getattr(layer.plugin, name, None)
+            code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+            if code is not None:
+                self._code[code] = (layer, name)
+
+    def _blame(self, stage: str, error: Exception, always: bool = False) -> Exception:
+        """The error to show: `error` itself where core failed, else one that names the plugin."""
+        blamed, trace = None, error.__traceback__
+        while trace is not None:
+            found = self._code.get(trace.tb_frame.f_code)
+            if found is not None and (always or found[0] is not self.layers[0]):
+                blamed = (*found, Position(trace.tb_frame.f_code.co_filename, trace.tb_lineno, 1))
+            trace = trace.tb_next
+        if blamed is None:
+            return error
+        layer, what, where = blamed
+        wrapped = PluginError(
+            f"`{what}` of `{layer.name}` ({layer.origin}) failed in stage `{stage}`: {type(error).__name__}: {error}",
+            where=where,
+        )
+        wrapped.exit_code = 1
+        return wrapped
+
+
+def _post(stage: str, callback: Callable[..., Any]) -> object:
+    """A plugin whose only hook is a wrapper of `stage` that gives the result to `callback`."""
+
+    def wrapper(run: Any) -> Any:
+        result = yield
+        changed = callback(run, result)
+        return result if changed is None else changed
+
+    holder = ModuleType(f"post_{stage}")
+    setattr(holder, stage, hooks.hookimpl(wrapper=True)(wrapper))
+    return holder
+
+
+def _pick(impl: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    return [arguments[name] for name in impl.argnames]
+
+
+def _within(wrappers: Sequence[Any], arguments: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
+    """`inner()` inside generator wrappers, the last one outermost (pluggy runs only its own kinds of call)."""
+    if not wrappers:
+        return inner()
+    generator = wrappers[-1].function(*_pick(wrappers[-1], arguments))
+    next(generator)
+    try:
+        try:
+            result = _within(wrappers[:-1], arguments, inner)
+        except BaseException as error:
+            generator.throw(error)
+        else:
+            generator.send(result)
+    except StopIteration as stop:
+        return stop.value
+    raise PluginError(f"the wrapper `{wrappers[-1].function.__qualname__}` yields more than once")
+
+
+def _replaced(stage: str, layer: Layer, callback: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    names = list(inspect.signature(callback).parameters)
+    changed = callback(**{name: arguments[name] for name in names})
+    if changed is None:
+        return arguments
+    if not isinstance(changed, Mapping) or not set(changed) <= set(arguments) - {"run"}:
+        raise PluginError(
+            f"the callback `pre-{stage}` of `{layer.name}` ({layer.origin}) returned {type(changed).__name__}",
+            expected="None, or a mapping with new values for: " + ", ".join(sorted(set(arguments) - {"run"})),
+        )
+    return {**arguments, **changed}
+
+
+def _promise(stage: str) -> str:
+    doc = (STAGES[stage].__doc__ or "").strip().split(". ")[0]
+    return doc.removeprefix("Return ").replace("\n", " ")
+
+
+def check_layer(layer: Layer) -> None:
+    """Raise PluginError for every mistake that would otherwise stay silent.
+
+    Found: a hook or argument that does not exist, a method named like a stage without `@hookimpl` (it would
+    un-register the hook), an implementation that can never return a value, `tryfirst` and `trylast`.
+    """
+    for name in dir(layer.plugin):
+        if name.startswith("__") or isinstance(inspect.getattr_static(layer.plugin, name), property):
+            continue
+        function = getattr(layer.plugin, name)
+        options = getattr(function, "ptrain_impl", None)
+        if options is not None:
+            _check_implementation(layer, name, function, options)
+        elif _forgot_marker(layer, name, function):
+            raise _complaint(
+                layer, function, f"`{name}` is named like a stage but has no `@ptrain.hookimpl`",
+                fix="mark it with `@ptrain.hookimpl`, or give it another name",
+            )  # fmt: skip
+
+
+def _forgot_marker(layer: Layer, name: str, function: Any) -> bool:
+    if name not in STAGES or not callable(function):
+        return False
+    if not isinstance(layer.plugin, ModuleType):
+        return True
+    # `load`, `split` and `loss` are ordinary names in a user's module: only what takes `run` is meant.
+    defined_here = getattr(function, "__module__", None) == layer.plugin.__name__
+    return defined_here and next(iter(inspect.signature(function).parameters), None) == "run"
+
+
+def _check_implementation(layer: Layer, name: str, function: Any, options: Mapping[str, Any]) -> None:
+    if name not in STAGES:
+        close = difflib.get_close_matches(name, STAGES, n=1)
+        raise _complaint(
+            layer, function, f"there is no stage `{name}`",
+            expected="one of " + ", ".join(STAGES),
+            fix=f"call it `{close[0]}`" if close else None,
+        )  # fmt: skip
+    offered = list(inspect.signature(STAGES[name]).parameters)
+    wanted = [p for p in inspect.signature(function).parameters if p != "self"]
+    unknown = [argument for argument in wanted if argument not in offered]
+    if unknown:
+        raise _complaint(
+            layer, function, f"stage `{name}` has no argument `{unknown[0]}`",
+            expected="some of " + ", ".join(offered),
+        )  # fmt: skip
+    if options.get("tryfirst") or options.get("trylast"):
+        raise _complaint(
+            layer, function, f"`{name}` asks for tryfirst or trylast",
+            expected="the order of the layers alone to decide", fix="use `@ptrain.hookimpl(wrapper=True)`",
+        )  # fmt: skip
+    if name not in ALL and not _can_return(function):
+        raise _complaint(
+            layer, function, f"`{name}` can never return a value",
+            expected=f"it to return {_promise(name)}", fix="add the `return`",
+        )  # fmt: skip
+
+
+def _can_return(function: Any) -> bool:
+    """Whether some path of `function` returns a value or raises; True where its source is not to be had."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError):
+        return True
+    top = tree.body[0]
+    if not isinstance(top, ast.FunctionDef):
+        return True
+    nested = {id(n) for f in ast.walk(top) if f is not top and isinstance(f, _SCOPES) for n in ast.walk(f)}
+    own = [node for node in ast.walk(top) if id(node) not in nested]
+    returns = any(isinstance(n, ast.Return) and n.value is not None and not _is_none(n.value) for n in own)
+    return returns or isinstance(top.body[-1], ast.Raise)
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def check_callback(layer: Layer, event: str, callback: Any) -> tuple[str, str]:
+    """`("pre" or "post", stage)` of a callback; PluginError for an unknown event or argument."""
+    when, _, rest = event.partition("-")
+    stage = rest.replace("-", "_")
+    if when not in ("pre", "post") or stage not in STAGES:
+        events = [f"{w}-{s}" for s in STAGES for w in ("pre", "post")]
+        close = difflib.get_close_matches(event, events, n=1)
+        raise _complaint(
+            layer, callback, f"there is no event `{event}`",
+            expected="`pre-` or `post-` and one of " + ", ".join(STAGES),
+            fix=f"write `{close[0]}`" if close else None,
+        )  # fmt: skip
+    offered = list(inspect.signature(STAGES[stage]).parameters) if when == "pre" else ["run", "result"]
+    names = list(inspect.signature(callback).parameters)
+    unknown = [name for name in names if name not in offered]
+    if when == "pre" and unknown:
+        raise _complaint(
+            layer, callback, f"the callback `{event}` has no argument `{unknown[0]}`",
+            expected="some of " + ", ".join(offered),
+        )  # fmt: skip
+    if when == "post" and len(names) != 2:
+        raise _complaint(
+            layer, callback, f"the callback `{event}` takes {len(names)} arguments",
+            expected="two: `run` and the result of the stage",
+        )  # fmt: skip
+    return when, stage
+
+
+def _refuse_second_replacement(layer: Layer, replaced: dict[str, str]) -> None:
+    for stage in EXCLUSIVE:
+        function = getattr(layer.plugin, stage, None)
+        options = getattr(function, "ptrain_impl", None)
+        if options is None or options.get("wrapper"):
+            continue
+        if stage in replaced:
+            raise _complaint(
+                layer, function, f"`{replaced[stage]}` and `{layer.name}` both replace the stage `{stage}`",
+                expected="at most one replacement above core's", fix="wrap it: `@ptrain.hookimpl(wrapper=True)`",
+            )  # fmt: skip
+        replaced[stage] = layer.name
+
+
+def _complaint(layer: Layer, function: Any, message: str, **more: str | None) -> PluginError:
+    return PluginError(f"plugin `{layer.name}` ({layer.origin}): {message}", where=_place(function), **more)
+
+
+def _place(function: Any) -> Position | None:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return Position(code.co_filename, code.co_firstlineno, 1) if code is not None else None

@@ -1,0 +1,1 @@
+"""Recipes: YAML with positions -> a typed, frozen `Recipe`. Imports no torch."""

@@ -1,0 +1,175 @@
+"""Keys and names of the reference system that are not here: where they went, or why they are gone.
+
+A row is looked at only where a recipe uses a name that nobody who is installed knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Why a name is not known here, and what to do."""
+
+    reason: str
+    fix: str
+
+
+def _package(distribution: str, then: str = "") -> Elsewhere:
+    return Elsewhere(f"it comes with the package {distribution}", f"pip install {distribution}{then}")
+
+
+_SWIFTKV = _package("ptrain-swiftkv")
+_DPO = _package("ptrain-dpo")
+_SPEC = _package("ptrain-spec-decode")
+_EMBED = _package("ptrain-embed")
+_MOE = Elsewhere("no package of ptrain trains mixtures of experts in parallel yet", "leave it out")
+_MOBA = Elsewhere("no package of ptrain has MoBA attention yet", "use `type: huggingface`")
+_SNOWFLAKE = Elsewhere(
+    "no package of ptrain reads from Snowflake yet", "export the rows to a JSONL file and use `type: jsonl`"
+)
+_MEMORY = Elsewhere(
+    "ptrain writes no pickled memory profiles",
+    "record one in your own code: `torch.cuda.memory._record_memory_history()` in a `pre-step` callback",
+)
+_CACHED = Elsewhere("prepared data is always cached, keyed by its content", "leave it out")
+_LAUNCHER = Elsewhere("the launcher sets it", "leave it out")
+
+_DPO_KEYS = ("ref_model", "beta", "ignore_label_index", "label_smoothing", "reference_model_deepspeed")
+_SWIFTKV_KEYS = ("logits_loss_temp", "hidden_loss_mult", "hidden_loss_layer")
+_SPEC_KEYS = (
+    "speculator_path", "gen_train", "gen_train_simple", "gen_micro_batch_size", "gen_train_global_batch_size",
+    "gen_train_micro_batch_size", "gen_prompt_length", "gen_seq_length",
+)  # fmt: skip
+_SPEC_MODEL_KEYS = (
+    "n_speculator_heads", "speculator_width", "speculator_tie_weights", "speculator_scale_input", "proj_dim",
+    "emb_dim", "method", "tie_lstm_embs",
+)  # fmt: skip
+_EMBED_DATA_KEYS = (
+    "filesystem", "root_directory", "split_factor", "max_seq_length_query", "max_seq_length_doc",
+    "eval_root_directories", "eval_split_factor", "eval_max_seq_length_query", "eval_max_seq_length_doc",
+)  # fmt: skip
+
+KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
+    "": {
+        "sequence_parallel_size": _package(
+            "ptrain-sequence-parallel", ", then write `plugins: {sequence-parallel: {size: ...}}` (1 needs nothing)"
+        ),
+        "expert_parallel_size": _MOE,
+        "arctic_moe": _MOE,
+        "enable_arctic_moe_custom_optimization": _MOE,
+        "enable_routing_replay": _MOE,
+        "mem_profiler": _MEMORY,
+        "mem_profiler_dir": _MEMORY,
+        "mem_profiler_max_entries": _MEMORY,
+        "tiled_mlp_compute": Elsewhere(
+            "ptrain does not patch the classes of models", "use a smaller `data.max_length`, or ZeRO-3 with offload"
+        ),
+        "activation_checkpoint_cpu_offload": Elsewhere(
+            "ptrain recomputes activations instead of moving them",
+            "leave it out; `model.disable_activation_checkpoint: false` switches recomputing on",
+        ),
+        "skip_validation": Elsewhere(
+            "a part is validated by its own `type`, so there is nothing to skip", "leave it out"
+        ),
+        "local_rank": _LAUNCHER,
+        "global_rank": _LAUNCHER,
+        "world_size": _LAUNCHER,
+        **dict.fromkeys(_DPO_KEYS, _DPO),
+        **dict.fromkeys(_SWIFTKV_KEYS, _SWIFTKV),
+        **dict.fromkeys(_SPEC_KEYS, _SPEC),
+        "use_in_batch_negatives": _EMBED,
+        "loss_temperature": _EMBED,
+        "mrl_dim": _EMBED,
+    },
+    "model": {
+        "num_key_value_layers": _SWIFTKV,
+        "key_value_group_size": _SWIFTKV,
+        "moba_chunk_size": _MOBA,
+        "moba_topk": _MOBA,
+        **dict.fromkeys(_SPEC_KEYS, _SPEC),
+        **dict.fromkeys(_SPEC_MODEL_KEYS, _SPEC),
+        "pooling": _EMBED,
+        "kwargs": _EMBED,
+    },
+    "tokenizer": {
+        "tokenize_kwargs": Elsewhere(
+            "text is tokenised whole and without added tokens, so that nothing is cut or doubled unseen",
+            "leave it out; `data.max_length` bounds the length",
+        ),
+    },
+    "scheduler": {
+        "learning_rate": Elsewhere("the learning rate belongs to the optimizer", "write `lr` in `optimizer`"),
+        "lr": Elsewhere("the learning rate belongs to the optimizer", "write `lr` in `optimizer`"),
+    },
+    "data": {
+        "use_data_cache": _CACHED,
+        "cache_processed_data": _CACHED,
+        "cache_fs_type": Elsewhere(
+            "each machine prepares its data once, on whatever file system `data.cache_dir` is", "leave it out"
+        ),
+        "max_prompt_length": _DPO,
+        "dpo_prompt_truncation_mode": _DPO,
+        **dict.fromkeys(_EMBED_DATA_KEYS, _EMBED),
+    },
+    "source": {
+        **dict.fromkeys(("sql", "table_name", "dataset_uri", "column_mapping", "limit", "batch_size"), _SNOWFLAKE),
+    },
+}  # fmt: skip
+"""By section ("" is the top level), then by key."""
+
+PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
+    "trainer": {
+        "swiftkv": _SWIFTKV,
+        "dpo": _DPO,
+        "spec-decode": _SPEC,
+        "mlp_speculator": _SPEC,
+        "mlp-speculator": _SPEC,
+        "arctic-lstm-speculator": _SPEC,
+        "lstm_speculator": _SPEC,
+        "biencoder": _EMBED,
+        "embed": _EMBED,
+        "moba": _MOBA,
+        "sft": _package("ptrain-sft"),
+        "causal": _package("ptrain-sft"),
+    },
+    "plugin": {"sequence-parallel": _package("ptrain-sequence-parallel")},
+    "model": {
+        "swiftkv": _SWIFTKV,
+        "moba": _MOBA,
+        "spec-decode": _SPEC,
+        "mlp-speculator": _SPEC,
+        "mlp_speculator": _SPEC,
+        "arctic-lstm-speculator": _SPEC,
+        "biencoder": _EMBED,
+        "embed": _EMBED,
+        "liger": Elsewhere(
+            "fused kernels are no other kind of model here: they are used where the device has them",
+            "write `huggingface`",
+        ),
+    },
+    "checkpoint": {"biencoder": _EMBED, "spec-decode": _SPEC, "arctic-lstm-speculator": _SPEC},
+    "optimizer": {"fused_adam_moe": _MOE, "cpu_adam_moe": _MOE},
+    "source": {
+        "snowflake": _SNOWFLAKE,
+        "HuggingFaceH4/ultrafeedback_binarized": _DPO,
+        "contrastive_pretokenized": _EMBED,
+        "ProjectGutenbergSFT": Elsewhere(
+            "no package of ptrain offers it", "write the books as rows of a JSONL file, `type: jsonl`"
+        ),
+    },
+    "data": {"dpo": _DPO, "contrastive_pretokenized": _EMBED},
+}
+"""By kind, then by the name that a recipe gives as `type`."""
+
+
+def key_elsewhere(section: str, key: str) -> Elsewhere | None:
+    """What became of `key` of `section` ("" is the top level, "source" an entry of `data.sources`)."""
+    return KEYS.get(section, {}).get(key)
+
+
+def part_elsewhere(kind: str, name: str) -> Elsewhere | None:
+    """Where the part `name` of `kind` comes from, if ptrain knows."""
+    return PARTS.get(kind, {}).get(name)

@@ -1,0 +1,56 @@
+"""What a recipe needs and this machine lacks: a warning of `check`, an error of `run`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ptrain.errors import Problem
+from ptrain.recipe.load import Loaded
+
+PACKAGES = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
+"""Attention implementations that are packages of their own: module and distribution."""
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Device files of NVIDIA's and AMD's drivers, and of either under WSL."""
+GPU_OPTIMIZERS = ("fused_adam",)
+
+
+def machine_problems(loaded: Loaded) -> list[Problem]:
+    """What `loaded` needs that is not here. Looks at installed modules and device files; no torch."""
+    found = []
+    attention = getattr(loaded.recipe.model, "attn_implementation", None)
+    where = loaded.document.value_position(("model", "attn_implementation"))
+    if attention in PACKAGES:
+        module, package = PACKAGES[attention]
+        if importlib.util.find_spec(module) is None:
+            found.append(
+                Problem(f"`model.attn_implementation` is `{attention}`, and {package} is not installed here", where,
+                        fix=f"pip install {package}, or add `-o model.attn_implementation=sdpa`")
+            )  # fmt: skip
+        elif not has_gpu():
+            found.append(
+                Problem(f"`model.attn_implementation` is `{attention}`, and there is no GPU here", where,
+                        fix="add `-o model.attn_implementation=sdpa`")
+            )  # fmt: skip
+    optimizer = loaded.recipe.optimizer.type.rpartition(":")[2]
+    if optimizer in GPU_OPTIMIZERS and not has_gpu():
+        where = loaded.document.value_position(("optimizer", "type"))
+        found.append(
+            Problem(f"the optimizer `{optimizer}` needs a GPU, and there is none here", where,
+                    fix="add `-o optimizer.type=adamw`")
+        )  # fmt: skip
+    if loaded.recipe.model.dtype == "fp16" and not has_gpu():
+        where = loaded.document.value_position(("model", "dtype"))
+        found.append(
+            Problem("`model.dtype` is `fp16`, which needs a GPU, and there is none here", where,
+                    fix="add `-o model.dtype=bf16`")
+        )  # fmt: skip
+    return found
+
+
+def has_gpu() -> bool:
+    """Whether a GPU's driver is loaded."""
+    return any(Path(device).exists() for device in GPU_DEVICES)

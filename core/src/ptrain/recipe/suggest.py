@@ -1,0 +1,47 @@
+"""What a misspelt name was likely meant to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def distance(left: str, right: str) -> int:
+    """How many characters were left out, added, replaced or swapped with their neighbour between the two."""
+    before: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, start=1):
+        above, row = row, [i]
+        for j, b in enumerate(right, start=1):
+            cost = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before = above
+    return row[-1]
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The name among `known` that `name` was likely meant to be, or None.
+
+    `-`, `_` and case do not count. A name of up to five characters may be off by one, a longer one by a third
+    of its length; of equally close ones the one with the longest common beginning wins.
+    """
+    plain = _plain(name)
+    best: tuple[int, int, str] | None = None
+    for candidate in known:
+        off = distance(plain, _plain(candidate))
+        allowed = 1 if len(candidate) <= 5 else min(3, len(candidate) // 3)
+        rank = (off, -_common(plain, _plain(candidate)), candidate)
+        if off <= allowed and (best is None or rank < best):
+            best = rank
+    return best[2] if best else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _common(left: str, right: str) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+    )

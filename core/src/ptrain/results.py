@@ -1,0 +1,56 @@
+"""What stages return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+Batch = dict[str, Any]
+"""One micro-batch: `input_ids`, `shift_labels`, `position_ids`, `document_ids` (int64 [b, s]),
+`document_lengths` (a list of ints for each row), and whatever a trainer adds."""
+
+
+@dataclass
+class Loss:
+    """The loss of one micro-batch, as sums by term.
+
+    Core backpropagates `weight x sum / global count` summed over the terms, where the count of a term is
+    what stage `count` says, added over the whole optimizer step and all workers.
+
+    Attributes:
+        sums: by term, a scalar fp32 tensor with a gradient: the sum, not the mean.
+        weights: by term, its factor; 1 where it is missing.
+        metrics: by name, `(sum, count)`, for display alone.
+    """
+
+    sums: dict[str, torch.Tensor]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[float | torch.Tensor, float]] = field(default_factory=dict)
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        loss: the normalised loss over all workers and micro-batches.
+        metrics: what is recorded: terms, `grad_norm`, `tokens`, `lr`, ...
+    """
+
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Where the run is. `step` counts optimizer steps done; `samples` those consumed in this epoch."""
+
+    step: int = 0
+    epoch: int = 0
+    samples: int = 0
+    tokens: int = 0

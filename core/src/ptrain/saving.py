@@ -1,0 +1,122 @@
+"""When checkpoints are written, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.checkpoint import store
+from ptrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ptrain.parts import Checkpoint
+    from ptrain.run import Run
+
+
+def folder(run: Run, part: Checkpoint) -> Path:
+    """Where the checkpoints of `part` go."""
+    default = run.dir / ("checkpoints" if part.resumable else "model")
+    return part.config.output_dir or default
+
+
+def save_due(run: Run) -> None:
+    """Write every checkpoint that is due after this step."""
+    for part in active(run):
+        step, config = run.progress.step, part.config
+        by_step = config.save_every_n_steps and step % config.save_every_n_steps == 0
+        epoch, rest = divmod(step, run.steps_per_epoch)
+        by_epoch = config.save_every_n_epochs and not rest and epoch % config.save_every_n_epochs == 0
+        if by_step or by_epoch:
+            save(run, part)
+
+
+def save_at_end(run: Run, outcome: str) -> None:
+    """Write what is due when training ends: `outcome` is that of the loop.
+
+    A run that was stopped always leaves something to resume from, asked for or not.
+    """
+    for part in active(run):
+        wanted = part.config.save_end_of_training if outcome == "done" else part.resumable
+        if wanted:
+            save(run, part)
+    if outcome != "done" and not any(part.resumable for part in active(run)):
+        save(run, resumable(run))
+
+
+def active(run: Run) -> list[Checkpoint]:
+    """The checkpoint parts that are enabled."""
+    return [part for part in run.parts.checkpoints if part.config.enabled]
+
+
+def resumable(run: Run) -> Checkpoint:
+    """The part that training is resumed from: the recipe's, or else core's own."""
+    for part in active(run):
+        if part.resumable:
+            return part
+    from ptrain.checkpoint.resumable import DeepSpeedCheckpoint
+
+    return DeepSpeedCheckpoint(DeepSpeedCheckpoint.Config(type="deepspeed"))
+
+
+def save(run: Run, part: Checkpoint) -> Path:
+    """Write one checkpoint aside, verify, rename, and point to it; nothing is done where it is there already."""
+    root, name = folder(run, part), f"step-{run.progress.step:08d}"
+    run.engine.train(False)
+
+    def fill(path: Path) -> None:
+        run.call("checkpoint", part=part, path=path)
+
+    path = store.write(
+        root, name, fill, rank=run.rank, barrier=run.barrier, keep_last=part.config.keep_last,
+        verify=lambda staged: part.verify(run, staged), report=run.warn,
+    )  # fmt: skip
+    run.engine.train(True)
+    run.call("on_checkpoint", path=path)
+    return path
+
+
+def resume_point(run: Run) -> Path | None:
+    """The newest good checkpoint of this run, or None where it has none yet."""
+    return store.newest_good(folder(run, resumable(run)), report=run.warn)
+
+
+def adopt_global_batch(run: Run, path: Path | None) -> None:
+    """Keep the global batch of the checkpoint when the number of workers has changed.
+
+    Raises:
+        CheckpointError: no whole number of micro-batches gives it.
+    """
+    if path is None:
+        return
+    batch = json.loads((path / "state.json").read_text(encoding="utf-8"))["global_batch"]
+    one = run.recipe.micro_batch_size * run.data_world
+    if batch % one:
+        raise CheckpointError(
+            f"the checkpoint `{path}` was made with {batch} samples a step, which is no multiple of "
+            f"{run.recipe.micro_batch_size} (`micro_batch_size`) x {run.data_world} workers",
+            fix="resume with another number of workers or another `micro_batch_size`",
+        )
+    if batch // one != run.accumulation:
+        run.say(f"{run.data_world} workers: gradient_accumulation_steps is {batch // one}, for {batch} samples a step")
+        run.accumulation = batch // one
+
+
+def resume(run: Run, path: Path) -> None:
+    """Put the run back to where it was when `path` was written."""
+    resumable(run).load(run, path)
+    run.say(f"resumed from {path} (step {run.progress.step})")
+
+
+def newest_export(run: Run) -> Path | None:
+    """The newest model that the run has written for others to load."""
+    for part in active(run):
+        latest = folder(run, part) / "latest"
+        if not part.resumable and latest.exists():
+            return latest.resolve()
+    return None
+
+
+def resumes_by_itself(recipe: Any) -> bool:
+    """Whether the recipe asks to go on from the latest checkpoint."""
+    return any(entry.auto_resume and entry.enabled for entry in recipe.checkpoint)

@@ -1,0 +1,103 @@
+"""How a worker gets from the prepared data to a run that is ready for its first step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.errors import ModelError
+from ptrain.run import Run, steps_for
+from ptrain.seeds import seed_everything
+from ptrain.trackers import Trackers
+from ptrain.trackers.console import Console
+from ptrain.trackers.jsonl import JsonLines
+
+if TYPE_CHECKING:
+    from ptrain.parts import Tracker
+    from ptrain.recipe.load import Loaded
+
+
+def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any) -> Run:
+    """The run of this worker, in its process group, on its device, with nothing built yet."""
+    import torch
+
+    from ptrain import engine
+    from ptrain.launch.environment import Topology
+
+    topology = Topology.from_environment(os.environ)
+    run = Run.on(loaded, directory, topology)
+    run.stop = stop
+    run.source = spec["source"]
+    run.kill_switch = run.recipe.kill_switch_path or directory / "stop"
+    run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank)
+    run.trackers = Trackers(trackers(run) if run.rank == 0 else [])
+    return run
+
+
+def trackers(run: Run) -> list[Tracker]:
+    """The display and the JSON lines, which are always there, and what the recipe adds."""
+    chosen: list[Tracker] = [Console(Console.Config()), JsonLines(JsonLines.Config())]
+    if run.recipe.wandb.enable:
+        from ptrain.trackers.wandb import WandB
+
+        chosen.append(WandB(WandB.Config()))
+    return [*chosen, *run.parts.trackers]
+
+
+def build(run: Run, prepared: Path, resume_from: Path | None) -> None:
+    """Fill the run, stage by stage; the last line is the state that it goes on from."""
+    from ptrain import saving
+    from ptrain.data.cache import open_prepared
+
+    saving.adopt_global_batch(run, resume_from)
+    data = open_prepared(prepared)
+    run.tokenizer = data.tokenizer()
+    run.train_data, run.eval_data = data.train, data.eval
+    run.train_loader = run.call("create_dataloader", split="train", dataset=run.train_data)
+    run.eval_loader = run.call("create_dataloader", split="eval", dataset=run.eval_data)
+    run.total_steps = steps_for(run.recipe, run.steps_per_epoch)
+    create_model(run)
+    run.optimizer = run.call("create_optimizer", model=run.model)
+    run.scheduler = run.call("create_scheduler", optimizer=run.optimizer, total_steps=run.total_steps)
+    run.engine = run.call("create_engine", model=run.model, optimizer=run.optimizer, scheduler=run.scheduler)
+    run.engine.train(True)
+    if resume_from is not None:
+        saving.resume(run, resume_from)
+    describe(run)
+    run.trackers.start(run)
+
+
+def create_model(run: Run) -> None:
+    """Make configuration and model; weights drawn at random are the same on every worker.
+
+    Raises:
+        ModelError: the tokenizer has more tokens than the model.
+    """
+    seed_everything(run.recipe.seed, "model")
+    run.hf_config = run.call("create_config")
+    check_vocabulary(run)
+    run.model = run.call("create_model", config=run.hf_config)
+
+
+def check_vocabulary(run: Run) -> None:
+    """Raise ModelError where a token of the tokenizer has no row in the model's embeddings."""
+    size = run.hf_config.get_text_config().vocab_size
+    if len(run.tokenizer) > size:
+        raise ModelError(
+            f"the tokenizer has {len(run.tokenizer)} tokens, the model has {size} embeddings",
+            fix=f"set `model.config.vocab_size` to {len(run.tokenizer)} or more, or use the model's own tokenizer",
+        )
+
+
+def describe(run: Run) -> None:
+    """Print what will happen."""
+    recipe, parameters = run.recipe, sum(getattr(p, "ds_numel", p.numel()) for p in run.model.parameters())
+    batch = recipe.micro_batch_size * run.accumulation * run.data_world
+    run.say(
+        f"{recipe.type}: {parameters / 1e6:.1f}M parameters, {len(run.train_data):,} training samples, "
+        f"{len(run.eval_data):,} for evaluation; {run.total_steps:,} optimizer steps of {batch} samples "
+        f"({recipe.micro_batch_size} x {run.accumulation} x {run.data_world} workers), ZeRO {run.engine.stage}, "
+        f"{recipe.model.dtype} on {run.device.type}"
+    )

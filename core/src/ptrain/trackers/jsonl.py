@@ -1,0 +1,60 @@
+"""`jsonl`: the metrics of each step as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ptrain.parts import Tracker
+from ptrain.recipe.sections import TrackerConfig
+
+if TYPE_CHECKING:
+    from ptrain.run import Run
+
+
+class JsonLines(Tracker):
+    """One object a step and one an evaluation; after a resume, lines past the checkpoint are cut off."""
+
+    class Config(TrackerConfig):
+        """Keys of `jsonl`."""
+
+        path: Path | None = None
+        """The file; by default `train_log_metrics_path`, or `metrics.jsonl` in the run directory."""
+
+    _file: TextIO | None = None
+
+    def start(self, run: Run) -> None:
+        """Open the file and drop what lies past the step that the run goes on from."""
+        path = self.config.path or run.recipe.train_log_metrics_path or run.dir / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            rewind(path, run.progress.step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Append one line and flush it, so that nothing is lost when the run is killed."""
+        if self._file is not None:
+            self._file.write(json.dumps(metrics) + "\n")
+            self._file.flush()
+
+    def finish(self, run: Run) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the lines of `path` that are of a later step than `step`, or broken."""
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

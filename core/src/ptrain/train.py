@@ -1,0 +1,223 @@
+"""From a loaded recipe to a trained model: prepare once a machine, then work in every worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.errors import PtrainError, RecipeError
+from ptrain.launch.environment import Topology
+from ptrain.recipe.dump import dump, result_hash
+from ptrain.recipe.load import Loaded, load_recipe
+from ptrain.recipe.machine import machine_problems
+
+if TYPE_CHECKING:
+    from ptrain.run import Run
+
+STOPPED = 75
+"""Exit code of a run that a signal or the kill switch ended, after saving (EX_TEMPFAIL: start it again)."""
+SPEC = "run.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        dir: the run directory.
+        outcome: "done", "stopped" or "exit_iteration".
+        steps: optimizer steps done.
+        metrics: the last value of every metric.
+    """
+
+    dir: Path
+    outcome: str
+    steps: int
+    metrics: dict[str, Any]
+
+
+def run_directory(recipe: Any, source: Path | None) -> Path:
+    """Where a run of this recipe keeps its files."""
+    stem = source.stem if source is not None else recipe.type
+    return Path(recipe.output_dir or Path("runs") / stem).expanduser()
+
+
+def prepare_run(
+    loaded: Loaded, source: Path | None, *, resume: bool = False, restart: bool = False, command: Sequence[str] = ()
+) -> Path:
+    """Prepare data, check model and disk, make the run directory; return the file that workers start from.
+
+    Raises:
+        PtrainError: something is wrong; nothing was written to the run directory.
+    """
+    from ptrain.checks import check_directory, check_space
+    from ptrain.saving import resumes_by_itself
+
+    problems = machine_problems(loaded)
+    if problems:
+        raise RecipeError.of(problems)
+    directory = run_directory(loaded.recipe, source).absolute()
+    resume = resume or (resumes_by_itself(loaded.recipe) and directory.exists())
+    check_directory(directory, loaded, resume=resume, restart=restart)
+    run, prepared = prepare_data(loaded, directory)
+    check_space(run, directory)
+    if restart and directory.exists():
+        set_aside(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    user = loaded.user_module
+    spec = {
+        "recipe": dump(run.recipe),
+        "recipe_hash": result_hash(run.recipe),
+        "code": str(Path(user.__file__).absolute()) if user is not None and user.__file__ else None,
+        "prepared": str(prepared.path),
+        "report": prepared.report,
+        "resume": resume,
+        "source": str(source) if source is not None else None,
+        "command": list(command),
+        "environment": versions(),
+    }
+    return write_spec(directory, spec)
+
+
+def write_spec(directory: Path, spec: Mapping[str, Any]) -> Path:
+    """Write the resolved recipe for people (`recipe.yaml`) and everything for workers (`run.json`)."""
+    import yaml
+
+    text = yaml.safe_dump(spec["recipe"], sort_keys=False, allow_unicode=True)
+    (directory / "recipe.yaml").write_text(text, encoding="utf-8")
+    path = directory / SPEC
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what results depend on."""
+    import importlib.metadata as metadata
+    import platform
+
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("ptrain-core", "ptrain-sft", "torch", "deepspeed", "transformers", "datasets", "tokenizers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def set_aside(directory: Path) -> Path:
+    """Rename a run directory to the next free `<name>.N` and return that."""
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    return directory.rename(aside)
+
+
+def prepare_data(loaded: Loaded, directory: Path) -> tuple[Run, Any]:
+    """A run of its own that loads, splits, processes and caches the data, and the prepared folder."""
+    from ptrain.data.cache import prepare
+    from ptrain.run import Run
+
+    run = Run(loaded, directory)
+    return run, prepare(run)
+
+
+def work(spec: Path, stop: Any = None) -> int:
+    """Train in this worker; return its exit code."""
+    from ptrain import engine, loop
+
+    started = time.perf_counter()
+    run = open_run(spec, stop)
+    try:
+        outcome = loop.train(run)
+    except BaseException as error:
+        run.call("on_exception", error=error)
+        raise
+    finally:
+        run.trackers.finish(run)
+    run.say(closing_line(run, outcome, time.perf_counter() - started))
+    engine.close()
+    return STOPPED if outcome == "stopped" else 0
+
+
+def open_run(spec: Path, stop: Any = None) -> Run:
+    """The run of this worker with everything in place for the first step (or the one to resume at)."""
+    from ptrain import saving, setup
+
+    content = json.loads(spec.read_text(encoding="utf-8"))
+    code = Path(content["code"]) if content["code"] else None
+    loaded = load_recipe(content["recipe"], code=code, allow_code=code is not None)
+    run = setup.new_run(loaded, spec.parent, content, stop)
+    setup.build(run, Path(content["prepared"]), saving.resume_point(run) if content["resume"] else None)
+    return run
+
+
+def closing_line(run: Run, outcome: str, seconds: float) -> str:
+    """What happened, where everything is, and what to do next."""
+    from ptrain.saving import newest_export
+
+    took = f"{run.progress.step}/{run.total_steps} steps in {seconds:.0f} s"
+    if outcome != "done":
+        again = f"ptrain run {run.source} --resume" if run.source else "the same call with resume"
+        return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
+    model = newest_export(run)
+    where = f"; model: {model}" if model is not None else ""
+    return f"done: {took}; everything is in {run.dir}{where}"
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    code: Path | None = None,
+    resume: bool = False,
+    restart: bool = False,
+) -> Result:
+    """Train in this process and return what came out: the Python way to `ptrain run`.
+
+    Args:
+        recipe: the path of a recipe, or its content as a mapping.
+        overrides: `{"optimizer.lr": 2e-5}`, or `["optimizer.lr=2e-5"]`.
+        code: a file of user code.
+        resume: go on from the newest checkpoint of the run directory.
+        restart: begin anew; an earlier run directory is renamed.
+
+    Raises:
+        PtrainError: with what is wrong and how to mend it.
+    """
+    source = None if isinstance(recipe, Mapping) else Path(recipe)
+    listed = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, Mapping) else overrides
+    loaded = load_recipe(recipe if source is None else source, list(listed), code=code, allow_code=code is not None)
+    spec = prepare_run(loaded, source, resume=resume, restart=restart, command=sys.argv)
+    from ptrain import engine, loop
+
+    run = open_run(spec)
+    try:
+        outcome = loop.train(run)
+    finally:
+        run.trackers.finish(run)
+        engine.close()
+    return Result(run.dir, outcome, run.progress.step, dict(run.trackers.last))
+
+
+def topology() -> Topology:
+    """This process among all workers."""
+    return Topology.from_environment(os.environ)
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the disk that `path` (or its nearest existing parent) is on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+__all__ = ["PtrainError", "Result", "prepare_run", "train", "work"]

@@ -1,0 +1,88 @@
+"""Fixtures of real runs: a tiny model on disk, recipes, prepared run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import WORDS, conversations, merged, write_rows
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama and the tokenizer that a recipe trained for it."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+Recipes = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def recipes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipes:
+    """Makes a recipe as a mapping: a tiny run on ragged rows, with nested changes."""
+    shared = tmp_path_factory.mktemp("shared")
+    chats = write_rows(shared / "chats.jsonl", conversations(29))
+    texts = write_rows(
+        shared / "texts.jsonl", ({"text": row["messages"][1]["content"]} for row in conversations(60, seed=3))
+    )
+
+    def make(kind: str = "sft", **changes: Any) -> dict[str, Any]:
+        base: dict[str, Any] = {
+            "type": kind,
+            "model": {"name_or_path": str(tiny_model), "dtype": "fp32"},
+            "data": {
+                "sources": [{"type": "jsonl", "path": str(chats if kind == "sft" else texts)}],
+                "cache_dir": str(shared / "cache"),
+                "max_length": 256 if kind == "sft" else 48,
+            },
+            "optimizer": {"lr": 1e-3},
+            "epochs": 2,
+            "loss_log_interval": 0,
+        }
+        if kind == "sft":
+            base["tokenizer"] = {"chat_template": "chatml"}
+        return merged(base, changes)
+
+    return make
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Path]:
+    """Prepares a recipe given as a mapping and returns the file that workers start from."""
+    from ptrain.recipe.load import load_recipe
+
+    from ptrain.train import prepare_run
+
+    number = iter(range(10_000))
+
+    def prepare(recipe: Mapping[str, Any], name: str | None = None, resume: bool = False) -> Path:
+        folder = tmp_path / (name or f"run-{next(number)}")
+        return prepare_run(load_recipe(merged(recipe, {"output_dir": str(folder)})), None, resume=resume)
+
+    return prepare
