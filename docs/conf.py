@@ -16,6 +16,7 @@ version = release = version_of("ptrain")
 extensions = ["myst_parser", "ptrain_reference"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
+smartquotes = False  # keys and values are to be copied
 myst_heading_anchors = 3
 
 html_theme = "furo"

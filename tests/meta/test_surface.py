@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -80,12 +81,12 @@ def test_every_flag_is_documented() -> None:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documentation as Sphinx builds it, as plain text; without torch, and without a warning."""
+    """The documentation as Sphinx builds it, without torch and without a warning."""
     pytest.importorskip("sphinx", reason="the documentation tools are not installed")
     out = tmp_path_factory.mktemp("docs")
     code = (
         "import sys; from sphinx.cmd.build import main;"
-        f"code = main(['-q', '-W', '--keep-going', '-b', 'text', {str(ROOT / 'docs')!r}, {str(out)!r}]);"
+        f"code = main(['-q', '-W', '--keep-going', '-b', 'html', {str(ROOT / 'docs')!r}, {str(out)!r}]);"
         "sys.exit(code or sorted({'torch', 'transformers'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -93,8 +94,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def squeezed(path: Path) -> str:
-    return re.sub(r"\s+", "", path.read_text())
+def shown(page: Path) -> str:
+    """The text of a page, without white space."""
+    return re.sub(r"\s+", "", html.unescape(re.sub(r"<[^>]*>", "", page.read_text())))
 
 
 @pytest.mark.parametrize("name", stages())
@@ -104,32 +106,41 @@ def test_every_hook_stands_in_the_docs(pages: Path, name: str) -> None:
     signature = re.search(rf"^def {name}(\(.*?\) -> .*?):\n    \"\"\"", source, re.MULTILINE | re.DOTALL)
     assert signature is not None
     written = re.sub(r"\s+", "", name + signature[1]).replace(",)", ")")
-    assert written in squeezed(pages / "reference" / "hooks.txt")
+    assert written in shown(pages / "reference" / "hooks.html")
 
 
 def test_every_key_stands_in_the_docs(pages: Path) -> None:
-    text = squeezed(pages / "reference" / "recipe.txt")
+    text = shown(pages / "reference" / "recipe.html")
     documented = [c for c in configs() if c is not sections.Recipe]
     missing = {
         f"{config.__qualname__}.{name}"
         for config in documented
         for name, field in config.model_fields.items()
-        if re.sub(r"\s+", "", (field.description or "").replace("`", '"')) not in text
+        if re.sub(r"\s+", "", (field.description or "").replace("`", "")) not in text
     }
     assert missing == set()
 
 
 def test_every_command_stands_in_the_docs(pages: Path) -> None:
-    text = squeezed(pages / "reference" / "cli.txt")
+    text = shown(pages / "reference" / "cli.html")
     flags = {flag for _, command in all_commands() for p in command.params for flag in p.opts if flag[0] == "-"}
-    assert {flag for flag in flags - {"--help"} if f'"{flag}"' not in text} == set()
+    assert {flag for flag in flags - {"--help"} if flag not in text} == set()
+
+
+def hidden(name: str) -> bool:
+    """Whether a folder or file is no part of the project."""
+    made = name in ("dist", "runs", "_build", "__pycache__")
+    return made or (name.startswith(".") and name not in (".ci", ".gitignore"))
 
 
 @pytest.mark.torch_free
 def test_no_path_of_a_machine() -> None:
     """Nothing in the tree names a folder of the machine that it was written on."""
-    skipped = {".git", ".nox", "dist", "runs", "_build", "__pycache__", ".hypothesis"}
-    files = [p for p in ROOT.rglob("*") if p.suffix in TEXT and p.is_file() and not skipped & set(p.parts)]
+    files = [
+        path
+        for path in ROOT.rglob("*")
+        if path.suffix in TEXT and path.is_file() and not any(hidden(part) for part in path.relative_to(ROOT).parts)
+    ]
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in files

@@ -128,7 +128,7 @@ class Catalog:
             found: Any = importlib.import_module(module)
             for attribute in attributes.split("."):
                 found = getattr(found, attribute)
-        except Exception as error:  # a plugin may fail in any way while it is imported
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way while it is imported
             raise _broken(offer, error) from error
         return _checked(offer, found)
 
@@ -182,14 +182,16 @@ def _check_requirement(offer: Offer) -> None:
             )
 
 
-def _broken(offer: Offer, error: Exception) -> PluginError:
-    cause = f"{type(error).__name__}: {error}"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        fix = f"install what provides `{error.name}`, or another version of {offer.distribution}"
+def _broken(offer: Offer, error: BaseException) -> PluginError:
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing and missing.partition(".")[0] == offer.value.partition(":")[0].partition(".")[0]:
+        fix = f"the installation is incomplete: pip install --force-reinstall {offer.distribution}"
+    elif missing:
+        fix = f"install what provides `{missing}`, or another version of {offer.distribution}"
     else:
         fix = f"install another version of {offer.distribution}, or remove it"
     return PluginError(
-        f"{offer.kind} {offer} can't be loaded: {cause}",
+        f"{offer.kind} {offer} can't be loaded: {type(error).__name__}: {error}",
         expected=f"`{offer.value}` to be importable",
         fix=fix,
     )

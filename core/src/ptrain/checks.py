@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import CheckpointError, RecipeError
+from ptrain.errors import CheckpointError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from ptrain.recipe.load import Loaded
@@ -65,6 +65,26 @@ def differing(old: Any, new: Any, at: str = "") -> list[str]:
         found = [differing(old.get(k), new.get(k), f"{at}.{k}" if at else str(k)) for k in keys]
         return [line for lines in found for line in lines]
     return [] if old == new else [f"`{at}`: {old!r} -> {new!r}"]
+
+
+def check_model(run: Run) -> None:
+    """Make the model's configuration (`run.hf_config`), and see that the tokenizer fits it.
+
+    Raises:
+        ModelError: there is no such model, a key of it is unknown, or the tokenizer has too many tokens.
+    """
+    run.hf_config = run.call("create_config")
+    check_vocabulary(run)
+
+
+def check_vocabulary(run: Run) -> None:
+    """Raise ModelError where a token of the tokenizer has no row in the model's embeddings."""
+    size = run.hf_config.get_text_config().vocab_size
+    if len(run.tokenizer) > size:
+        raise ModelError(
+            f"the tokenizer has {len(run.tokenizer)} tokens, the model has {size} embeddings",
+            fix=f"use a model with {len(run.tokenizer)} or more, or the model's own tokenizer",
+        )
 
 
 def check_space(run: Run, directory: Path) -> None:

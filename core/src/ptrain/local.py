@@ -137,7 +137,7 @@ def _run(path: Path, registered: list[tuple[str, str, type]]) -> ModuleType:
         spec.loader.exec_module(module)
     except PluginError:
         raise
-    except Exception as error:  # the user's code may fail in any way
+    except (Exception, SystemExit) as error:  # the code may fail in any way
         sys.modules.pop(path.stem, None)
         raise _failure(path, error) from error
     finally:
@@ -158,7 +158,7 @@ def _own_modules(folder: Path, names: set[str]) -> set[str]:
     return own
 
 
-def _failure(path: Path, error: Exception) -> PluginError:
+def _failure(path: Path, error: BaseException) -> PluginError:
     where = Position(str(path))
     if isinstance(error, SyntaxError):
         where = Position(error.filename or str(path), error.lineno or 0, error.offset or 1)

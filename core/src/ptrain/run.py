@@ -31,6 +31,7 @@ log = logging.getLogger("ptrain")
 
 FILLED_BY = {
     "tokenizer": "create_tokenizer",
+    "raw_rows": "load",
     "train_data": "prepare",
     "eval_data": "prepare",
     "train_loader": "create_dataloader",
@@ -94,6 +95,7 @@ class Run:
     engine: Engine = field(init=False)
     device: torch.device = field(init=False)
     total_steps: int = field(init=False)
+    raw_rows: Any = field(init=False)
     train_data: Any = field(init=False)
     eval_data: Any = field(init=False)
     train_loader: Any = field(init=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import ModelError
+from ptrain.checks import check_model
 from ptrain.run import Run, steps_for
 from ptrain.seeds import seed_everything
 from ptrain.trackers import Trackers
@@ -70,25 +70,10 @@ def build(run: Run, prepared: Path, resume_from: Path | None) -> None:
 
 
 def create_model(run: Run) -> None:
-    """Make configuration and model; weights drawn at random are the same on every worker.
-
-    Raises:
-        ModelError: the tokenizer has more tokens than the model.
-    """
+    """Make configuration and model; weights drawn at random are the same on every worker."""
     seed_everything(run.recipe.seed, "model")
-    run.hf_config = run.call("create_config")
-    check_vocabulary(run)
+    check_model(run)
     run.model = run.call("create_model", config=run.hf_config)
-
-
-def check_vocabulary(run: Run) -> None:
-    """Raise ModelError where a token of the tokenizer has no row in the model's embeddings."""
-    size = run.hf_config.get_text_config().vocab_size
-    if len(run.tokenizer) > size:
-        raise ModelError(
-            f"the tokenizer has {len(run.tokenizer)} tokens, the model has {size} embeddings",
-            fix=f"set `model.config.vocab_size` to {len(run.tokenizer)} or more, or use the model's own tokenizer",
-        )
 
 
 def describe(run: Run) -> None:

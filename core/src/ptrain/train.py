@@ -57,7 +57,7 @@ def prepare_run(
     Raises:
         PtrainError: something is wrong; nothing was written to the run directory.
     """
-    from ptrain.checks import check_directory, check_space
+    from ptrain.checks import check_directory, check_model, check_space
     from ptrain.saving import resumes_by_itself
 
     problems = machine_problems(loaded)
@@ -67,6 +67,7 @@ def prepare_run(
     resume = resume or (resumes_by_itself(loaded.recipe) and directory.exists())
     check_directory(directory, loaded, resume=resume, restart=restart)
     run, prepared = prepare_data(loaded, directory)
+    check_model(run)
     check_space(run, directory)
     if restart and directory.exists():
         set_aside(directory)

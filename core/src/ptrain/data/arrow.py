@@ -45,35 +45,38 @@ def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Pa
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Dataset:
-    """Write canonical rows to arrow files beside `path` and return them, memory-mapped.
+    """Write canonical rows to `path` and return them, memory-mapped.
 
-    Types of other columns are inferred by blocks of rows; where they differ, a new file is begun.
+    Conversations have a fixed type; those of other columns are inferred.
 
     Raises:
         DataError: a column has values of different types.
     """
     import pyarrow as pa
-    from datasets import Dataset, concatenate_datasets
+    from datasets import Dataset
 
-    parts: list[Dataset] = []
-    pending: list[pa.RecordBatch] = []
-
-    def finish() -> None:
-        name = path.with_name(f"{path.stem}-{len(parts):03d}{path.suffix}")
-        parts.append(write_batches(iter(pending), pending[0].schema, name))
-        pending.clear()
-
-    writer = _Segments(path)
-    for block in blocks(rows):
-        writer.add(_batch(block))
-    files = writer.close()
-    if not files:
+    tables = [_table(block) for block in blocks(rows, 10 * BLOCK)]
+    if not tables:
         return Dataset.from_dict({})
-    tables = [open_arrow(file) for file in files]
-    if len(tables) == 1:
-        return tables[0]
-    schema = _unified([table.data.schema for table in tables])
-    from datasets import Features
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the rows do not all have the same columns: {error}") from error
+    return write_batches(table.to_batches(), table.schema, path)
 
-    features = Features.from_arrow_schema(schema)
-    return concatenate_datasets([_widened(table, schema).cast(features) for table in tables])
+
+def _table(block: list[Mapping[str, Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    columns = {}
+    for name in dict.fromkeys(name for row in block for name in row):
+        values = [row.get(name) for row in block]
+        conversation = name == "messages" or (name in CONVERSATIONS and any(isinstance(v, list) for v in values))
+        kind = message_type() if conversation else pa.string() if name == TOOLS else None
+        try:
+            columns[name] = pa.array(values, type=kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(
+                f"{block[0].get(ORIGIN, 'row')}: the column `{name}` holds values of different types: {error}"
+            ) from error
+    return pa.table(columns)

@@ -49,7 +49,7 @@ def _add() -> Iterator[Pair]:
 
 def _subtract() -> Iterator[Pair]:
     for a, b in itertools.product(_NUMBERS, repeat=2):
-        if a >= b:
+        if a - b in _NUMBERS:
             yield f"What is {a} - {b}?", str(a - b)
 
 

@@ -47,7 +47,7 @@ class HuggingFaceModel(Model):
         Raises:
             ModelError: no such model, or a key that this kind of model does not have.
         """
-        config = self._from_keys() if self.config.config else self._from_name()
+        config = self._from_keys(run) if self.config.config else self._from_name()
         for key, value in self.config.hf_config_kwargs.items():
             _check_key(config, key, "model.hf_config_kwargs")
             setattr(config, key, value)
@@ -82,7 +82,7 @@ class HuggingFaceModel(Model):
 
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.dtype]
 
-    def _from_keys(self) -> PretrainedConfig:
+    def _from_keys(self, run: Run) -> PretrainedConfig:
         from transformers import AutoConfig
 
         keys = dict(self.config.config)
@@ -97,7 +97,9 @@ class HuggingFaceModel(Model):
             ) from error
         for key in keys:
             _check_key(plain, key, "model.config")
-        return AutoConfig.for_model(kind, **keys)
+        tokenizer = run.tokenizer
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **keys})
 
     def _from_name(self) -> PretrainedConfig:
         from transformers import AutoConfig

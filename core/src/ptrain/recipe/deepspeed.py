@@ -16,9 +16,9 @@ DERIVED: Mapping[str, str] = {
     "optimizer": "optimizer",
     "scheduler": "scheduler",
     "bf16.enabled": "model.dtype",
+    "bfloat16": "model.dtype",
     "fp16.enabled": "model.dtype",
     "amp": "model.dtype",
-    "dataloader_drop_last": "data.drop_last",
     "checkpoint": "checkpoint",
     "wandb": "wandb",
 }
@@ -32,6 +32,7 @@ REFUSED: Mapping[str, str] = {
     "managed_gradient_accumulation": _OWN,
     "gradient_allreduce_op": _OWN,
     "sequence_parallel_size": "sequences are split by the feature `sequence-parallel` of `plugins`",
+    "dataloader_drop_last": "ptrain deals out the data itself",
     "data_efficiency": "the order of the data is core's, so that a run can be resumed exactly",
     "curriculum_learning": "the order of the data is core's, so that a run can be resumed exactly",
     "autotuning": "it works in DeepSpeed's own launcher alone",

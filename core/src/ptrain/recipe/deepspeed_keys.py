@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
 from ptrain.recipe.config import Config
 
@@ -19,8 +19,15 @@ Number = float | None
 Dtype = Literal["fp32", "fp16", "bf16"] | None
 
 
+def _describe(made: dict[str, Any]) -> None:
+    for name, key in made["properties"].items():
+        key.setdefault("description", f"DeepSpeed's own `{name}`: see its documentation.")
+
+
 class Block(Config):
     """A block of DeepSpeed's configuration."""
+
+    model_config = ConfigDict(json_schema_extra=_describe)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -67,7 +67,7 @@ def _one_of(values: Iterable[Any]) -> str:
 
 def _bounds(metadata: Iterable[Any]) -> str:
     told = []
-    for bound in metadata:
+    for bound in _unfolded(metadata):
         if isinstance(bound, annotated_types.Ge):
             told.append(f"at least {bound.ge}")
         elif isinstance(bound, annotated_types.Gt):
@@ -77,3 +77,8 @@ def _bounds(metadata: Iterable[Any]) -> str:
         elif isinstance(bound, annotated_types.Lt):
             told.append(f"less than {bound.lt}")
     return f" of {' and '.join(told)}" if told else ""
+
+
+def _unfolded(metadata: Iterable[Any]) -> list[Any]:
+    """The bounds within `Field(...)`, which pydantic leaves folded in the types of entries and unions."""
+    return [inner for one in metadata for inner in (one.metadata if isinstance(one, FieldInfo) else [one])]

@@ -34,7 +34,8 @@ def dump(recipe: Recipe, *, defaults: bool = False) -> dict[str, Any]:
         defaults: with the keys that were not given too, for the record.
     """
     plain = _plain(recipe, defaults)
-    return {**plain, **plain.pop("trainer", {})}
+    own = plain.pop("trainer", {})
+    return {**plain, **own}
 
 
 def result_hash(recipe: Recipe, code_sha256: str = "") -> str:

@@ -35,6 +35,7 @@ _MEMORY = Elsewhere(
     "record one in your own code: `torch.cuda.memory._record_memory_history()` in a `pre-step` callback",
 )
 _CACHED = Elsewhere("prepared data is always cached, keyed by its content", "leave it out")
+_PADDED = Elsewhere("a batch is padded to its longest row", "leave it out")
 _LAUNCHER = Elsewhere("the launcher sets it", "leave it out")
 
 _DPO_KEYS = ("ref_model", "beta", "ignore_label_index", "label_smoothing", "reference_model_deepspeed")
@@ -87,6 +88,7 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
     "model": {
         "num_key_value_layers": _SWIFTKV,
         "key_value_group_size": _SWIFTKV,
+        "peft_config": Elsewhere("adapters are not there yet: all weights are trained", "leave it out"),
         "moba_chunk_size": _MOBA,
         "moba_topk": _MOBA,
         **dict.fromkeys(_SPEC_KEYS, _SPEC),
@@ -110,6 +112,14 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         "cache_fs_type": Elsewhere(
             "each machine prepares its data once, on whatever file system `data.cache_dir` is", "leave it out"
         ),
+        "div_length": _PADDED,
+        "pad_to": _PADDED,
+        "always_max_length": Elsewhere(
+            "no row is filled up beyond its own text", "use `overlength: split` and `pack_samples: true`"
+        ),
+        "drop_last": Elsewhere("every row is trained on once an epoch", "leave it out"),
+        "fuse_positions_prob": Elsewhere("packed documents never see each other", "leave it out"),
+        "repeat_to_pack_max_length": Elsewhere("a row counts once, however short it is", "leave it out"),
         "max_prompt_length": _DPO,
         "dpo_prompt_truncation_mode": _DPO,
         **dict.fromkeys(_EMBED_DATA_KEYS, _EMBED),

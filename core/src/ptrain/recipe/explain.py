@@ -63,15 +63,18 @@ class Explainer:
 
     def section(self, section: Section, error: ValidationError, aliases: Mapping[str, str]) -> None:
         """Explain what pydantic found in `section`; `aliases` are the spellings that it was given in."""
-        seen: set[Place] = set()
+        values: dict[Place, Any] = {}
         for found in error.errors(include_url=False):
             inner = _written(section.data, found["loc"], aliases)
             if found["type"] == "extra_forbidden":
                 self._extra(section, inner)
             elif found["type"] == "missing" and len(found["loc"]) > len(inner):
                 self._lacks(section, inner, str(found["loc"][len(inner)]))
-            elif inner not in seen:
-                seen.add(inner)
+            else:
+                values.setdefault(inner, found)
+        for inner, found in values.items():
+            # A union complains of the whole and of the entry that is wrong: the entry says more.
+            if not any(other != inner and other[: len(inner)] == inner for other in values):
                 self._value(section, inner, found)
 
     def unknown(self, label: str, key: str, place: Place, own: Iterable[str]) -> None:
@@ -165,6 +168,8 @@ def _written(data: Any, loc: Sequence[str | int], aliases: Mapping[str, str]) ->
             data = data[spelt]
         elif isinstance(data, (list, tuple)) and isinstance(step, int) and step < len(data):
             data = data[step]
+        elif isinstance(data, (list, tuple)) and isinstance(step, str):
+            continue  # the name of a member of a union, which stands in no recipe
         else:
             break
         place.append(spelt)

@@ -76,7 +76,7 @@ def _add_features(found: Gathered, resolver: Resolver) -> None:
         if is_note(name):
             continue
         place = ("plugins", name)
-        feature = resolver.load("plugin", name, place)
+        feature = resolver.load("plugin", name, resolver.document.position(place))
         keys = {} if value is None else resolver.mapping(place, value)
         if feature is not None and keys is not None:
             found.features[name] = Section(f"plugins.{name}", place, keys, feature.Config, feature)

@@ -175,8 +175,10 @@ class _Loading:
         self.resolver.problems += problems
         data = {**section.data, "type": section.type} if section.type else dict(section.data)
         if section.label == "data":
-            for label in set(SOURCES) & set(data):
-                data[label] = [one.value or _STAND_IN for one in found.lists[f"data.{label}"]] or data[label]
+            # Sources are judged one by one: here they only hold the place, also of what is wrong.
+            for label in SOURCES:
+                if data.get(label, []) != []:
+                    data[label] = [one.value or _STAND_IN for one in found.lists[f"data.{label}"]] or [_STAND_IN]
         try:
             section.value = section.config.model_validate(data)
         except ValidationError as error:

@@ -78,10 +78,10 @@ class Reading:
         return found
 
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-        """Keys with values, without `<<`. A whole number as a key counts as text, since JSON knows no other keys."""
+        """Keys with values, without `<<`. A number as a key counts as text, since JSON knows no other keys."""
         for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag in (TAG + "str", TAG + "int"):
-                yield key.value, key, value
+            if isinstance(key, yaml.ScalarNode) and key.tag in (TAG + "str", TAG + "int", TAG + "float"):
+                yield str(self._scalar(key) if key.tag == TAG + "str" else key.value), key, value
             elif key.tag != TAG + "merge":
                 shown = f"`{key.value}`" if isinstance(key, yaml.ScalarNode) else "this"
                 self._wrong(key, f"{shown} is no key", "text")
@@ -116,7 +116,7 @@ class Reading:
         try:
             return read(node.value)
         except (ValueError, KeyError):
-            return self._wrong(node, f"`{node.value[:60]}` does not fit its tag `{_short(node.tag)}`")
+            return self._wrong(node, f"{node.value[:60]!r} does not fit its tag `{_short(node.tag)}`")
 
     def _wrong(self, node: yaml.Node, message: str, expected: str | None = None) -> None:
         self.problems.append(Problem(message, self._where(node), expected))
@@ -137,11 +137,22 @@ def _float(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
+def _text(text: str) -> str:
+    """`text`, in which two escapes of JSON that stand for one character (`"\\ud83d\\ude00"`) are one.
+
+    Raises:
+        ValueError: half of such a pair stands alone.
+    """
+    if text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
 _SCALARS: dict[str, Callable[[str], Any]] = {
     TAG + "null": lambda text: None,
     TAG + "bool": lambda text: {"true": True, "false": False}[text.lower()],
     TAG + "int": _integer,
     TAG + "float": _float,
-    TAG + "str": str,
+    TAG + "str": _text,
     TAG + "merge": str,
 }

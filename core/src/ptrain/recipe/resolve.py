@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptrain.catalog import Catalog, Offer
-from ptrain.errors import PluginError, Problem
+from ptrain.errors import PluginError, Position, Problem
 from ptrain.recipe.config import Config
 from ptrain.recipe.document import Document, Place
 from ptrain.recipe.names import dotted, listed, show
@@ -63,9 +63,8 @@ class Resolver:
     problems: list[Problem] = field(default_factory=list)
     broken: list[Problem] = field(default_factory=list)
 
-    def load(self, kind: str, name: str, place: Place) -> Any:
-        """The class that `name` means, or None: then a problem was noted."""
-        where = self.document.value_position(place)
+    def load(self, kind: str, name: str, where: Position) -> Any:
+        """The class that `name`, which stands at `where`, means, or None: then a problem was noted."""
         try:
             offer = self.catalog.find(kind, name)
         except PluginError as error:
@@ -86,7 +85,7 @@ class Resolver:
             if "type" not in self.document.data:
                 self._wrong("`type` is missing: the recipe names no trainer", (), self._one_of("trainer"))
             return "", None
-        trainer = self.load("trainer", name, place)
+        trainer = self.load("trainer", name, self.document.value_position(place))
         self.defaults = {**PARTS, **getattr(trainer, "parts", {})}
         return name, trainer
 
@@ -101,7 +100,7 @@ class Resolver:
             if "type" not in data:
                 self._wrong(f"`{dotted(place)}` has no `type`", place, self._one_of(kind))
             return None
-        owner = self.load(kind, name, type_place)
+        owner = self.load(kind, name, self.document.value_position(type_place))
         return None if owner is None else Section(label, place, data, owner.Config, owner, name)
 
     def parts(self, label: str, place: Place, value: Any, kind: str) -> list[Section | None]:
@@ -119,7 +118,7 @@ class Resolver:
             return self.part(label, place, value, kind)
         if kind == "source":
             return self._named_source(label, place, value)
-        owner = self.load(kind, value, place)
+        owner = self.load(kind, value, self.document.value_position(place))
         return None if owner is None else Section(label, place, {}, owner.Config, owner, value)
 
     def _named_source(self, label: str, place: Place, name: str) -> Section | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, WithJsonSchema, field_validator, model_validator
 
 from ptrain.recipe.config import Config
 
@@ -18,10 +18,12 @@ DTYPES = {
     "bf16": "bf16", "bfloat16": "bf16",
     "fp16": "fp16", "float16": "fp16", "half": "fp16",
 }  # fmt: skip
-"""Every spelling of a dtype."""
+"""Every spelling of a dtype, but for case and `torch.`."""
+SPELT_DTYPES = [*DTYPES, *(f"torch.{name}" for name in DTYPES)]
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PartConfig(Config):
@@ -36,7 +38,7 @@ class ModelConfig(PartConfig):
 
     name_or_path: str = ""
     """A name on the Hugging Face hub, or a local folder."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], WithJsonSchema({"enum": SPELT_DTYPES})] = "bf16"
     """The dtype that the model computes in; `float32`, `torch.bfloat16`, `half`, ... are understood too."""
 
     @field_validator("dtype", mode="before")
@@ -63,7 +65,7 @@ class OptimizerConfig(PartConfig):
     """The peak learning rate; `lr` is the same key."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay; biases and the weights of norms are left out."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of the running averages of the gradient and of its square."""
 
 
@@ -84,6 +86,12 @@ class SourceConfig(PartConfig):
     """Seed of that draw."""
     process: bool = True
     """False: the rows already hold `input_ids` and `labels`."""
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> SourceConfig:
+        if self.sample_ratio is not None and self.sample_count is not None:
+            raise ValueError("`sample_ratio` and `sample_count` exclude each other")
+        return self
 
 
 class CheckpointConfig(PartConfig):
@@ -124,6 +132,10 @@ class DataConfig(PartConfig):
     """How the rows of `sources` are divided, e.g. `[0.9, 0.1]`; made before packing."""
     max_length: Positive = 8192
     """The longest sequence, in tokens."""
+    div_length: Positive = 8
+    """Rows of a micro-batch are padded to the next multiple of this."""
+    pad_to: Literal["div_length", "max_length"] = "div_length"
+    """What rows are padded to: the longest of the micro-batch, or always `max_length`."""
     num_proc: Positive = 1
     """Processes that prepare the data; the result does not depend on it."""
     dl_num_workers: Count = 0
@@ -134,6 +146,13 @@ class DataConfig(PartConfig):
     """Where prepared data is kept; `~` is the home directory."""
     fail_on_missing_cache: bool = False
     """Stop where the prepared data is not in the cache yet, instead of preparing it."""
+
+    @field_validator("train_eval_split")
+    @classmethod
+    def _whole(cls, shares: tuple[float, float]) -> tuple[float, float]:
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            raise ValueError(f"two shares that add up to 1 are expected, not {list(shares)}")
+        return shares
 
 
 class LoggerConfig(Config):

@@ -21,13 +21,17 @@ def settle(section: Section, document: Document) -> tuple[dict[str, str], list[P
     for alias, name in section.config.aliases.items():
         if alias not in section.data or "." in alias:
             continue
+        here = (*section.place, alias)
         other = name if name in section.data else used.get(name)
-        if other is not None and not _overridden(section, document, alias, other):
-            problems.append(_given_twice(document, (*section.place, alias), (*section.place, other)))
-            del section.data[alias]
+        if other is not None:
+            there = (*section.place, other)
+            winner = _winner(document, here, there)
+            if winner is None:
+                problems.append(_given_twice(document, here, there))
+            del section.data[other if winner == here else alias]
         if alias in section.data:
             used[name] = alias
-            document.keys[(*section.place, name)] = document.position((*section.place, alias))
+            document.keys[(*section.place, name)] = document.position(here)
     return used, problems
 
 
@@ -39,23 +43,23 @@ def move(found: Gathered, document: Document) -> list[Problem]:
         section = found.single.get(label)
         if not dot or section is None or key not in section.data:
             continue
-        old = (*section.place, key)
+        value, old = section.data.pop(key), (*section.place, key)
         if name in found.own.data:
-            problems.append(_given_twice(document, old, (name,)))
-        found.own.data[name] = section.data.pop(key)
+            winner = _winner(document, old, (name,))
+            if winner is None:
+                problems.append(_given_twice(document, old, (name,)))
+            if winner != old:
+                continue
+        found.own.data[name] = value
         document.keys[(name,)] = document.position(old)
         document.values[(name,)] = document.value_position(old)
     return problems
 
 
-def _overridden(section: Section, document: Document, *spellings: str) -> bool:
-    """Whether exactly one spelling is an override; then the other is dropped."""
-    winners = [one for one in spellings if is_override(document.position((*section.place, one)))]
-    if len(winners) != 1:
-        return False
-    for one in set(spellings) - set(winners):
-        del section.data[one]
-    return True
+def _winner(document: Document, *spellings: Place) -> Place | None:
+    """The one spelling that is an override; None where none or several are."""
+    winners = [one for one in spellings if is_override(document.position(one))]
+    return winners[0] if len(winners) == 1 else None
 
 
 def _given_twice(document: Document, one: Place, other: Place) -> Problem:

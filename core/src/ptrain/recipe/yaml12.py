@@ -1,9 +1,11 @@
-"""YAML 1.2: text -> nodes with positions, by the core schema. PyYAML alone reads `1e-5` as text and `on` as true."""
+"""YAML by the core schema of 1.2: PyYAML alone reads `1e-5` as text and `on` as true."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import yaml
 from yaml.composer import Composer
 from yaml.nodes import Node
 from yaml.parser import Parser
@@ -50,3 +52,21 @@ def compose(text: str) -> Node | None:
         yaml.reader.ReaderError: a character that YAML does not allow.
     """
     return _Composer(text).get_single_node()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either version of YAML would take for something else."""
+
+    yaml_implicit_resolvers = {
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_CoreSchema.yaml_implicit_resolvers.get(first, ())]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_CoreSchema.yaml_implicit_resolvers}
+    }  # fmt: skip
+
+
+def write(data: Any) -> str:
+    """Plain data as YAML that every reader understands alike, in the order of `data`."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    if any(separator in text for separator in "\x85\u2028\u2029"):
+        # PyYAML would write these rare line breaks as they are, and read them as spaces.
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=110)
+    return text

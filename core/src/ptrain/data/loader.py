@@ -1,0 +1,107 @@
+"""Loaders: endless micro-batches for training from any step on, and every row once for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ptrain.data.collate import filler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ptrain.data.sampler import StepSampler
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+@dataclass
+class _Rows:
+    """Micro-batches by their lists of row numbers: what loader processes read."""
+
+    dataset: Dataset
+    collate: Collate
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, numbers: list[int]) -> dict[str, Any]:
+        if not numbers:
+            return filler(self.dataset[0], pad_id=self.pad_id)
+        columns = self.dataset[numbers]
+        names = ("input_ids", "labels", "document_lengths")
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
+        return self.collate(rows)
+
+
+def _batches(rows: _Rows, numbers: Iterator[list[int]] | Sequence[list[int]], workers: int) -> Iterator[Any]:
+    """The micro-batches, in order, loaded by `workers` processes; torch's own generator is left alone."""
+    if not workers:
+        return (rows[one] for one in numbers)
+    import torch
+    from torch.utils.data import DataLoader
+
+    sampler: Any = numbers
+    return iter(
+        DataLoader(
+            rows,  # type: ignore[arg-type]
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            generator=torch.Generator(),
+        )
+    )
+
+
+@dataclass
+class TrainLoader:
+    """This worker's training micro-batches, without end, from optimizer step `start` on."""
+
+    dataset: Dataset
+    sampler: StepSampler
+    collate: Collate
+    pad_id: int
+    start: Callable[[], int]
+    num_workers: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the rows."""
+        return self.sampler.steps_per_epoch
+
+    def samples_before(self, step: int) -> int:
+        """Rows that the first `step` optimizer steps of an epoch consume."""
+        return min(step * self.sampler.global_batch, self.sampler.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return _batches(_Rows(self.dataset, self.collate, self.pad_id), self._numbers(), self.num_workers)
+
+    def _numbers(self) -> Iterator[list[int]]:
+        step = self.start()
+        while True:
+            yield from self.sampler.micro_batches(step)
+            step += 1
+
+
+@dataclass
+class EvalLoader:
+    """This worker's evaluation micro-batches: every row once over all workers, equally many batches on each."""
+
+    dataset: Dataset
+    collate: Collate
+    pad_id: int
+    micro_batch_size: int
+    rank: int
+    world: int
+    num_workers: int = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // (self.micro_batch_size * self.world))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        size = self.micro_batch_size
+        starts = [(j * self.world + self.rank) * size for j in range(len(self))]
+        numbers = [list(range(start, min(start + size, len(self.dataset)))) for start in starts]
+        return _batches(_Rows(self.dataset, self.collate, self.pad_id), numbers, self.num_workers)

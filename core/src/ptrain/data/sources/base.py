@@ -1,0 +1,75 @@
+"""What all sources share: checking rows, taking a part of them, content hashes of local files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.data.rows import ORIGIN, BadRow, canonical_row
+from ptrain.errors import DataError, Position
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ptrain.recipe.sections import SourceConfig
+
+
+def checked(rows: Iterable[tuple[int, Any]], file: str) -> Iterator[dict[str, Any]]:
+    """Numbered rows in canonical form, each with its origin.
+
+    Raises:
+        DataError: names file, row, field, what was found and what was expected.
+    """
+    for number, row in rows:
+        try:
+            yield {**canonical_row(row), ORIGIN: f"{file}:{number}"}
+        except BadRow as error:
+            raise DataError(str(error), where=Position(file, number, 1), expected=error.expected) from error
+
+
+def stored(rows: Iterable[dict[str, Any]], config: SourceConfig) -> Dataset:
+    """Rows as a memory-mapped Dataset, of which `sample_ratio` or `sample_count` draws a part.
+
+    Raises:
+        DataError: there are none.
+    """
+    from ptrain.data.arrow import write_rows
+    from ptrain.data.workspace import workspace
+
+    return sampled(write_rows(rows, workspace().path("source.arrow")), config)
+
+
+def sampled(dataset: Dataset, config: SourceConfig) -> Dataset:
+    """The rows that `sample_ratio` or `sample_count` draws, in their own order; all without either.
+
+    More than there are repeats them.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    import numpy as np
+
+    if not len(dataset):
+        raise DataError(f"a source of type `{config.type}` has no rows", expected="at least one")
+    count = config.sample_count
+    if count is None and config.sample_ratio is not None:
+        count = round(len(dataset) * config.sample_ratio)
+    if count is None or count == len(dataset):
+        return dataset
+    whole, rest = divmod(count, len(dataset))
+    order = np.random.default_rng(config.sample_seed).permutation(len(dataset))
+    return dataset.select(np.concatenate([np.arange(len(dataset))] * whole + [np.sort(order[:rest])]))
+
+
+def content_hashes(paths: Iterable[Path]) -> list[list[Any]]:
+    """`[name, size, sha256]` of each file."""
+    found: list[list[Any]] = []
+    for path in paths:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        found.append([path.name, path.stat().st_size, digest.hexdigest()])
+    return found

@@ -1,0 +1,251 @@
+"""Local files: `jsonl`, `json`, `csv`, `parquet`, `txt` and `arrow`, compressed or not, by path or glob."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import glob
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar
+
+from ptrain.data.sources.base import checked, content_hashes, stored
+from ptrain.errors import DataError, Position
+from ptrain.parts import Source
+from ptrain.recipe.sections import SourceConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ptrain.run import Run
+
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+NumberedRows = Iterator[tuple[int, Any]]
+
+
+class LocalFiles(Source):
+    """Rows of one or more files, in the order of their names."""
+
+    format: ClassVar[str] = ""
+
+    class Config(SourceConfig):
+        """Keys of every source of local files."""
+
+        path: str | list[str]
+        """A file, a pattern such as `data/*.jsonl.gz`, or a list of them."""
+
+    def load(self, run: Run, split: str) -> Dataset:
+        """The checked rows of all files.
+
+        Raises:
+            DataError: no such file, it is empty or broken, or a row is wrong; names file, row and field.
+        """
+        return stored((row for path in self.files() for row in self.read(path)), self.config)
+
+    def fingerprint(self) -> Any:
+        """Name, size and hash of each file."""
+        return content_hashes(self.files())
+
+    def files(self) -> list[Path]:
+        """The files that `path` names.
+
+        Raises:
+            DataError: there are none.
+        """
+        given = [self.config.path] if isinstance(self.config.path, str) else self.config.path
+        found: list[Path] = []
+        for pattern in given:
+            matches = [Path(one) for one in sorted(glob.glob(str(Path(pattern).expanduser())))]
+            matches = [one for one in matches if one.is_file()]
+            if not matches:
+                raise _no_file(pattern)
+            found += matches
+        return found
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The checked rows of one file."""
+        empty = True
+        try:
+            for row in checked(self.parse(path), str(path)):
+                empty = False
+                yield row
+        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, csv.Error) as error:
+            raise DataError(
+                f"`{path}` can't be read as {self.format}: {error}", fix="see whether the file is whole"
+            ) from error
+        if empty:
+            raise DataError(f"`{path}` has no rows", expected="at least one")
+
+    def parse(self, path: Path) -> NumberedRows:
+        """`(line or row number, row)` of one file."""
+        raise NotImplementedError
+
+
+def _no_file(pattern: str) -> DataError:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        return DataError(f"`{pattern}` is a folder", expected="a file", fix=f"write `{pattern}/*` for all files in it")
+    nearest = next((p for p in path.absolute().parents if p.exists()), Path())
+    return DataError(f"there is no file `{pattern}`", fix=f"the nearest folder that exists is `{nearest}`")
+
+
+def text_of(path: Path) -> IO[str]:
+    """The file opened as UTF-8 text, decompressed by its ending.
+
+    Raises:
+        DataError: it ends in `.zst`, and zstandard is not installed.
+    """
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise DataError(f"`{path}` needs a package that is missing", fix="pip install zstandard") from error
+        return zstandard.open(path, "rt", encoding="utf-8")
+    opener: Any = OPENERS.get(path.suffix, open)
+    return opener(path, "rt", encoding="utf-8")
+
+
+class JsonLinesFiles(LocalFiles):
+    """`jsonl`: one JSON object a line."""
+
+    format = "JSON lines"
+
+    class Config(LocalFiles.Config):
+        """Keys of `jsonl`."""
+
+    def parse(self, path: Path) -> NumberedRows:
+        """Each line that is not blank."""
+        with text_of(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _parsed(line, path, number)
+
+
+def _parsed(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"this line is no JSON: {error.msg}",
+            where=Position(str(path), number, error.colno),
+            expected="one JSON object a line",
+        ) from error
+
+
+class JsonFiles(LocalFiles):
+    """`json`: a file that holds one list of objects."""
+
+    format = "JSON"
+
+    class Config(LocalFiles.Config):
+        """Keys of `json`."""
+
+    def parse(self, path: Path) -> NumberedRows:
+        """Each object of the list, numbered from 1."""
+        with text_of(path) as file:
+            try:
+                content = json.load(file)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"this is no JSON: {error.msg}",
+                    where=Position(str(path), error.lineno, error.colno),
+                    fix="for one object a line write `type: jsonl`",
+                ) from error
+        if not isinstance(content, list):
+            raise DataError(f"`{path}` holds a {type(content).__name__}", expected="a JSON list of objects")
+        yield from enumerate(content, 1)
+
+
+class CsvFiles(LocalFiles):
+    """`csv`: a table with a header."""
+
+    format = "CSV"
+
+    class Config(LocalFiles.Config):
+        """Keys of `csv`."""
+
+        delimiter: str = ","
+        """What separates the columns."""
+
+    def parse(self, path: Path) -> NumberedRows:
+        """Each record, numbered by its line."""
+        with text_of(path) as file:
+            reader = csv.DictReader(file, delimiter=self.config.delimiter)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(
+                        "this record has another number of columns than the header",
+                        where=Position(str(path), reader.line_num, 1),
+                        expected=f"{len(reader.fieldnames or ())} columns",
+                    )
+                yield reader.line_num, row
+
+
+class TextFiles(LocalFiles):
+    """`txt`: plain text; a whole file is one row, or each piece between separators."""
+
+    format = "UTF-8 text"
+
+    class Config(LocalFiles.Config):
+        """Keys of `txt`."""
+
+        separator: str | None = None
+        """What separates rows, e.g. a blank line; by default a file is one row."""
+
+    def parse(self, path: Path) -> NumberedRows:
+        """Each piece that is not blank, numbered from 1."""
+        with text_of(path) as file:
+            text = file.read()
+        separator = self.config.separator
+        for number, piece in enumerate(text.split(separator) if separator else [text], 1):
+            if piece.strip():
+                yield number, {"text": piece}
+
+
+class ParquetFiles(LocalFiles):
+    """`parquet`: Parquet tables."""
+
+    format = "Parquet"
+
+    class Config(LocalFiles.Config):
+        """Keys of `parquet`."""
+
+    def parse(self, path: Path) -> NumberedRows:
+        """Each record, numbered from 1."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            batches = pq.ParquetFile(path).iter_batches()
+        except pa.ArrowInvalid as error:
+            raise DataError(f"`{path}` is no Parquet file: {error}") from error
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+
+
+class ArrowFiles(LocalFiles):
+    """`arrow`: Arrow tables, as a stream or a file."""
+
+    format = "Arrow"
+
+    class Config(LocalFiles.Config):
+        """Keys of `arrow`."""
+
+    def parse(self, path: Path) -> NumberedRows:
+        """Each record, numbered from 1."""
+        yield from enumerate((row for batch in _arrow(path).to_batches() for row in batch.to_pylist()), 1)
+
+
+def _arrow(path: Path) -> Any:
+    """The table of an Arrow stream or file."""
+    import pyarrow as pa
+
+    for opened in (pa.ipc.open_stream, pa.ipc.open_file):
+        with pa.memory_map(str(path)) as file:
+            try:
+                return opened(file).read_all()
+            except pa.ArrowInvalid:
+                continue
+    raise DataError(f"`{path}` is no Arrow file", expected="an Arrow IPC stream or file")

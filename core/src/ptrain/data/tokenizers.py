@@ -1,0 +1,150 @@
+"""The tokenizers that ship with core: `huggingface`, and `train`, which makes one from the recipe's own text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from ptrain.errors import ModelError
+from ptrain.parts import Tokenizer
+from ptrain.recipe.sections import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ptrain.run import Run
+
+TEMPLATES = Path(__file__).parent / "templates"
+END_OF_TEXT, TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+
+def template_text(name: str) -> str:
+    """A chat template: one of ptrain's by name, or a file's text.
+
+    Raises:
+        ModelError: there is neither.
+    """
+    ours = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
+    if name in ours:
+        return ours[name].read_text(encoding="utf-8")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    close = difflib.get_close_matches(name, ours, n=1)
+    raise ModelError(
+        f"there is no chat template `{name}`",
+        expected="one of " + ", ".join(sorted(ours)) + ", or the path of a file",
+        fix=f"write `{close[0]}`" if close else None,
+    )
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """`huggingface`: the tokenizer of a model on the hub or in a folder."""
+
+    class Config(TokenizerConfig):
+        """Keys of `huggingface`."""
+
+        revision: str | None = None
+        """The commit, branch or tag on the hub."""
+
+    def create(self, run: Run) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the recipe's chat template where one is given.
+
+        Raises:
+            ModelError: it can't be loaded.
+        """
+        from transformers import AutoTokenizer
+
+        name = self.config.name_or_path or run.recipe.model.name_or_path
+        if not name:
+            raise ModelError(
+                "the recipe names no tokenizer",
+                fix="give `tokenizer.name_or_path`, or `tokenizer.type: train` to make one from the data",
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=self.config.revision, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(
+                f"the tokenizer `{name}` can't be loaded: {first}",
+                expected="the name of a model on the hub (with network), or a local folder",
+            ) from error
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if self.config.chat_template is not None:
+            tokenizer.chat_template = template_text(self.config.chat_template)
+        return tokenizer
+
+
+class TrainedTokenizer(Tokenizer):
+    """`train`: a byte-level BPE trained on the text of the recipe's training rows."""
+
+    class Config(TokenizerConfig):
+        """Keys of `train`."""
+
+        vocab_size: Annotated[int, Field(ge=300)] = 4096
+        """The number of tokens, special ones and the 256 bytes included."""
+        split_digits: bool = False
+        """Every digit is a token of its own."""
+        split_words: bool = False
+        """Every character is a token of its own."""
+        chat_template: str | None = "chatml"
+        """A template: one of ptrain's by name, or the path of a `.jinja` file."""
+
+    def create(self, run: Run) -> PreTrainedTokenizerBase:
+        """The tokenizer; the same rows give the same one.
+
+        Raises:
+            ModelError: the rows hold no text.
+        """
+        from tokenizers import Tokenizer as Raw
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        raw = Raw(models.BPE())
+        raw.pre_tokenizer = pre_tokenizers.Sequence([*self._splits(), pre_tokenizers.ByteLevel(False)])
+        raw.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.config.vocab_size,
+            special_tokens=[END_OF_TEXT, TURN, END_OF_TURN],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        raw.train_from_iterator(texts(run.raw_rows), trainer)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=raw, pad_token=END_OF_TEXT, eos_token=END_OF_TURN, clean_up_tokenization_spaces=False
+        )
+        if self.config.chat_template is not None:
+            tokenizer.chat_template = template_text(self.config.chat_template)
+        return tokenizer
+
+    def _splits(self) -> list[Any]:
+        from tokenizers import Regex, pre_tokenizers
+
+        splits: list[Any] = []
+        if self.config.split_words:
+            splits.append(pre_tokenizers.Split(Regex("."), behavior="isolated"))
+        if self.config.split_digits:
+            splits.append(pre_tokenizers.Digits(individual_digits=True))
+        return splits
+
+
+def texts(rows: Any) -> Iterator[str]:
+    """The text of rows: their `text`, or what their messages say.
+
+    Raises:
+        ModelError: they hold neither.
+    """
+    if "text" in rows.column_names:
+        yield from (row["text"] for row in rows)
+    elif "messages" in rows.column_names:
+        yield from (message["content"] for row in rows for message in row["messages"])
+    else:
+        raise ModelError(
+            f"a tokenizer can't be trained on rows with the columns {rows.column_names}",
+            expected="a column `messages` or `text`",
+        )

@@ -1,0 +1,183 @@
+"""The real command: runs, interruptions, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import losses, merged
+
+SAVES = [
+    {"type": "deepspeed", "save_every_n_steps": 50},
+    {"type": "huggingface", "save_end_of_training": True},
+]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def recipe_file(recipes: Any, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe as YAML."""
+
+    def write(name: str = "run", **changes: Any) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        recipe = merged(recipes(micro_batch_size=2, checkpoint=SAVES, epochs=3), changes)
+        path.write_text(yaml.safe_dump(merged({"output_dir": str(tmp_path / name)}, recipe)))
+        return path
+
+    return write
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The command `ptrain` in a process of its own."""
+    env = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "ptrain_cli", *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    """The command, run to its end."""
+    return finish(start(*arguments))
+
+
+def wait_for_steps(path: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the run has done so many steps."""
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_text().count('"loss"') < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no step in two minutes"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that descend from `pid`."""
+    import psutil
+
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs."""
+    import psutil
+
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_saves_and_resume_is_exact(workers: int, recipe_file: Any, tmp_path: Path) -> None:
+    """Exit code 75, a checkpoint of that very step, and a resumed run that equals the uninterrupted one."""
+    whole = recipe_file("whole", train_iters=60)
+    code, out, err = run("run", whole, "--workers", str(workers))
+    assert code == 0, err
+    assert "done: 60/60 steps" in out and str(tmp_path / "whole") in out
+    cut = recipe_file("cut", train_iters=60)
+    process = start("run", cut, "--workers", str(workers))
+    wait_for_steps(tmp_path / "cut" / "metrics.jsonl", 5, process)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 75, (out, err)
+    done = len(losses(tmp_path / "cut" / "run.json"))
+    assert 5 <= done < 60
+    assert (tmp_path / "cut" / "checkpoints" / "latest").resolve().name == f"step-{done:08d}"
+    assert "--resume" in out
+    code, out, err = run("run", cut, "--workers", str(workers), "--resume")
+    assert code == 0, err
+    assert losses(tmp_path / "cut" / "run.json") == losses(tmp_path / "whole" / "run.json")
+
+
+def test_the_export_loads_and_generates(recipe_file: Any, tmp_path: Path) -> None:
+    """`AutoModelForCausalLM` and `AutoTokenizer` load what the closing line names; it is finite and generates."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    code, out, err = run("run", recipe_file(train_iters=5))
+    assert code == 0, err
+    folder = out.strip().splitlines()[-1].split("model: ")[1].split(";")[0].strip()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "one"}], add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    made = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert made.shape[1] > ids.shape[1]
+    config = json.loads((Path(folder) / "config.json").read_text())
+    assert "ptrain" not in json.dumps(config)
+
+
+def test_a_dead_worker_stops_the_run(recipe_file: Any, tmp_path: Path) -> None:
+    """SIGKILL of one worker: the other stops, the exit code is not 0, nothing is left behind."""
+    process = start("run", recipe_file(train_iters=100_000), "--workers", "2")
+    wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    os.kill(workers[-1], signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code not in (0, 75) and "worker" in err
+    assert not any(alive(pid) for pid in workers)
+
+
+def test_killing_the_command_leaves_no_orphans(recipe_file: Any, tmp_path: Path) -> None:
+    """SIGKILL of the parent takes the workers along."""
+    process = start("run", recipe_file(train_iters=100_000), "--workers", "2")
+    wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
+    workers = children(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the command"
+        time.sleep(0.1)
+
+
+def test_a_used_run_directory_is_refused_then_restarted(recipe_file: Any, tmp_path: Path) -> None:
+    """Exit code 2 and a message that names the ways on; `--restart` keeps the old one."""
+    recipe = recipe_file(train_iters=3)
+    assert run("run", recipe)[0] == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    code, _, err = run("run", recipe)
+    assert code == 2 and "--resume" in err and "--restart" in err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert run("run", recipe, "--restart")[0] == 0
+    assert (tmp_path / "run.1" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"name_or_path": "no/such-model-here"}}, "no/such-model-here"),
+        ({"data": {"sources": [{"type": "jsonl", "path": "missing.jsonl"}]}}, "missing.jsonl"),
+        ({"data": {"max_length": 4}}, "longer than"),
+        ({"tokenizer": {"chat_template": "no-such-template"}}, "no-such-template"),
+        ({"model": {"hf_config_kwargs": {"hiden_size": 1}}}, "hidden_size"),
+        ({"output_dir": "/proc/nowhere"}, "/proc/nowhere"),
+    ],
+)
+def test_bad_input_is_one_message_and_writes_nothing(
+    changes: dict[str, Any], says: str, recipe_file: Any, tmp_path: Path
+) -> None:
+    """Exit code 2, no traceback, no run directory."""
+    code, out, err = run("run", recipe_file(**changes))
+    assert code == 2, (out, err)
+    assert says in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_kill_switch_stops_and_saves(recipe_file: Any, tmp_path: Path) -> None:
+    """A file ends the run like a signal does."""
+    process = start("run", recipe_file(train_iters=100_000))
+    wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
+    (tmp_path / "run" / "stop").touch()
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert (tmp_path / "run" / "checkpoints" / "latest").exists()

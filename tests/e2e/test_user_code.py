@@ -1,0 +1,192 @@
+"""User code and plugins in real runs: a custom loss in four lines, callbacks, state, failures."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import losses, merged, run_workers
+
+from ptrain.errors import PtrainError
+from ptrain.recipe.load import load_recipe
+from ptrain.train import prepare_run
+
+
+@pytest.fixture
+def with_code(recipes: Any, tmp_path: Path) -> Callable[..., Path]:
+    """Prepares a run with user code."""
+
+    def make(code: str, name: str = "run", resume: bool = False, **changes: Any) -> Path:
+        path = tmp_path / "train.py"
+        path.write_text(textwrap.dedent(code))
+        recipe = merged(recipes(micro_batch_size=4, epochs=1, **changes), {"output_dir": str(tmp_path / name)})
+        return prepare_run(load_recipe(recipe, code=path), None, resume=resume)
+
+    return make
+
+
+CUSTOM_LOSS = """
+    import ptrain
+
+    @ptrain.hookimpl
+    def loss(run, batch):
+        hidden = run.call("forward", model=run.model, batch=batch)
+        logprobs = run.call("token_logprobs", hidden=hidden, labels=batch["shift_labels"])
+        return ptrain.Loss({"loss": -2 * logprobs.sum()})
+"""
+
+
+def test_a_custom_loss_of_four_lines(with_code: Any, prepared: Any, recipes: Any) -> None:
+    """It replaces the trainer's; twice the loss is twice the loss."""
+    custom, plain = with_code(CUSTOM_LOSS), prepared(recipes(micro_batch_size=4, epochs=1))
+    run_workers([custom, plain], 1)
+    assert losses(custom)[0] == pytest.approx(2 * losses(plain)[0], rel=1e-6)
+
+
+def test_a_scalar_loss_is_a_mean_over_samples(with_code: Any) -> None:
+    """What a user returns as a scalar does not depend on the cut of the batch either."""
+    code = """
+        import ptrain
+
+        @ptrain.hookimpl
+        def loss(run, batch):
+            hidden = run.call("forward", model=run.model, batch=batch)
+            logprobs = run.call("token_logprobs", hidden=hidden, labels=batch["shift_labels"])
+            return -logprobs.sum(dim=1).mean()
+    """
+    one = with_code(code, "one")
+    two = with_code(code, "two", gradient_accumulation_steps=4)
+    spec = json.loads(two.read_text())
+    spec["recipe"]["micro_batch_size"] = 1
+    two.write_text(json.dumps(spec))
+    run_workers([one, two], 1)
+    torch.testing.assert_close(losses(one), losses(two), atol=1e-5, rtol=1e-6)
+
+
+def test_two_terms_and_metrics(with_code: Any) -> None:
+    """Each term is divided by its own global count, weighted, and shown."""
+    code = """
+        import ptrain
+
+        @ptrain.hookimpl
+        def count(run, batch):
+            return {"a": int((batch["shift_labels"] != -100).sum()), "b": batch["rows"]}
+
+        @ptrain.hookimpl
+        def loss(run, batch):
+            hidden = run.call("forward", model=run.model, batch=batch)
+            logprobs = run.call("token_logprobs", hidden=hidden, labels=batch["shift_labels"])
+            norm = hidden.float().pow(2).mean(dim=(1, 2)).sum()
+            rows = batch["rows"]
+            return ptrain.Loss({"a": -logprobs.sum(), "b": norm}, {"b": 0.5}, {"rows": (rows, 1)})
+    """
+    spec = with_code(code)
+    run_workers([spec], 1)
+    first = json.loads((spec.parent / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(first["loss/a"] + 0.5 * first["loss/b"], rel=1e-6)
+    assert first["rows"] == 4
+
+
+def test_callbacks_see_and_change_the_run(with_code: Any) -> None:
+    """`pre-` callbacks replace arguments, `post-` callbacks results, in a real run."""
+    code = """
+        import ptrain
+
+        @ptrain.callback("pre-loss")
+        def forget_half(run, batch):
+            labels = batch["shift_labels"].clone()
+            labels[:, ::2] = -100
+            return {"batch": {**batch, "shift_labels": labels}}
+
+        @ptrain.callback("post-step")
+        def stamp(run, result):
+            result.metrics["stamp"] = 7.0
+    """
+    spec = with_code(code)
+    run_workers([spec], 1)
+    records = [json.loads(line) for line in (spec.parent / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["stamp"] == 7.0 for record in records)
+    assert records[0]["loss"] < 0.75 * 6
+
+
+def test_a_plugins_state_survives_a_resume(with_code: Any) -> None:
+    """JSON and tensors of `save_state` come back in `load_state`."""
+    code = """
+        import ptrain, torch
+
+        seen = {"steps": 0, "sum": torch.zeros(2)}
+
+        @ptrain.hookimpl
+        def on_step_end(run, result):
+            seen["steps"] += 1
+            seen["sum"] += 1
+            result.metrics["seen"] = seen["steps"]
+            run.trackers.last["sum"] = seen["sum"].tolist()
+
+        @ptrain.hookimpl
+        def save_state(run):
+            return {"steps": seen["steps"], "sum": seen["sum"]}
+
+        @ptrain.hookimpl
+        def load_state(run, state):
+            seen["steps"], seen["sum"] = state["steps"], state["sum"].clone()
+
+        @ptrain.hookimpl
+        def on_end(run):
+            (run.dir / "seen.txt").write_text(f"{seen['steps']} {seen['sum'].tolist()}")
+    """
+    saves = [{"type": "deepspeed"}]
+    run_workers([with_code(code, checkpoint=saves, exit_iteration=3)], 1)
+    spec = with_code(code, resume=True, checkpoint=saves)
+    run_workers([spec], 1)
+    steps = len(losses(spec))
+    assert (spec.parent / "seen.txt").read_text() == f"{steps} [{float(steps)}, {float(steps)}]"
+
+
+def test_a_failing_hook_is_named(with_code: Any) -> None:
+    """Plugin, file and line, in the worker's message."""
+    spec = with_code(
+        """
+        import ptrain
+
+        @ptrain.hookimpl
+        def loss(run, batch):
+            return batch["nonsense"]
+        """
+    )
+    with pytest.raises(AssertionError, match=r"(?s)train\.py:6.*`loss` of `user code`.*KeyError"):
+        run_workers([spec], 1)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(with_code: Any) -> None:
+    """The step is named, the weights are those before it, and the last checkpoint stays."""
+    code = """
+        import ptrain
+
+        @ptrain.hookimpl(wrapper=True)
+        def loss(run):
+            result = yield
+            if run.progress.step == 4 and run.rank == run.world - 1:
+                result.sums["loss"] = result.sums["loss"] * float("nan")
+            return result
+    """
+    keep = [{"type": "deepspeed", "save_every_n_steps": 2, "keep_last": 1}]
+    for workers in (1, 2):
+        spec = with_code(code, f"run{workers}", checkpoint=keep, train_iters=8)
+        with pytest.raises(AssertionError, match="the loss of step 5 is nan; the weights were not changed"):
+            run_workers([spec], workers)
+        assert [p.name for p in sorted((spec.parent / "checkpoints").glob("step-*"))] == ["step-00000004"]
+
+
+def test_user_code_never_runs_unasked(recipes: Any, tmp_path: Path) -> None:
+    """`code:` in a recipe needs --allow-code."""
+    bomb = tmp_path / "bomb.py"
+    bomb.write_text(f"open({str(tmp_path / 'boom')!r}, 'w')")
+    with pytest.raises(PtrainError, match="allow-code"):
+        load_recipe({**recipes(), "code": str(bomb)})
+    assert not (tmp_path / "boom").exists()
