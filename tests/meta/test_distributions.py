@@ -88,13 +88,18 @@ def test_one_licence() -> None:
 def imported(home: str) -> Iterator[tuple[str, bool, str]]:
     """`(package, guarded, place)` of every import in the sources of a distribution.
 
-    An import inside `try: ... except ImportError` is guarded: the package is optional.
+    An import inside `try: ... except ImportError` is guarded: the package is optional. Those for type
+    checking alone don't count.
     """
     for path in sorted((ROOT / home / "src").rglob("*.py")):
         tree = ast.parse(path.read_text())
         tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
         guarded = {id(n) for t in tries for stmt in t.body for n in ast.walk(stmt)}
+        checking = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        left_out = {id(n) for block in checking for stmt in block.body for n in ast.walk(stmt)}
         for node in ast.walk(tree):
+            if id(node) in left_out:
+                continue
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -119,8 +124,9 @@ def test_every_import_is_declared(home: str) -> None:
 
 
 @pytest.mark.parametrize("home", HOMES)
-def test_every_dependency_is_imported(home: str) -> None:
-    """Nothing is asked of users that is not used."""
+def test_every_dependency_is_needed(home: str) -> None:
+    """It is imported, or a comment beside it says what for."""
     used = {d.lower().replace("_", "-") for name, _, _ in imported(home) for d in PROVIDERS.get(name, [name])}
-    # `ptrain` depends on ptrain-sft so that `pip install ptrain` brings trainers along.
-    assert {normalised(line) for line in project(home)["dependencies"]} - used <= {"ptrain-sft"}
+    text = (ROOT / home / "pyproject.toml").read_text()
+    unused = [line for line in project(home)["dependencies"] if normalised(line) not in used]
+    assert [line for line in unused if f'"{line}", # ' not in text] == []

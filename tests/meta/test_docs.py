@@ -38,7 +38,7 @@ model:
            num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 300}
   dtype: fp32
 tokenizer: {type: train, vocab_size: 300, chat_template: chatml}
-data: {sources: [{type: tasks}], max_length: 64, cache_dir: cache}
+data: {sources: [{type: tasks, count: 200}], max_length: 64, cache_dir: cache}
 train_iters: 2
 """
 """The `recipe.yaml` that a page finds, so that it need not show one to talk about a key."""

@@ -150,8 +150,11 @@ class Catalog:
         message, listed = f"there is no {kind} `{name}`", ", ".join(f"`{n}`" for n in known)
         expected = f"one of {listed}" if listed else f"an installed package that offers one ({GROUP}{kind})"
         guess = closest(bare, known)
+        kinds = sorted({offer.kind for offer in self.all if offer.name == bare} - {kind})
         if guess is None and (advice := part_elsewhere(kind, bare)):
             return PluginError(f"{message} here: {advice.reason}", expected=expected, fix=advice.fix)
+        if guess is None and kinds:
+            return PluginError(f"{message}: that is the name of a {' and of a '.join(kinds)}", expected=expected)
         return PluginError(message, expected=expected, fix=f"write `{guess}`" if guess else None)
 
 

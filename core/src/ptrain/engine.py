@@ -134,11 +134,14 @@ def free_port() -> int:
 
 
 def quiet() -> None:
-    """Silence what DeepSpeed says at every start and users can do nothing about."""
+    """Silence what libraries say at every start and users can do nothing about."""
     import logging
+
+    from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"deepspeed")
 

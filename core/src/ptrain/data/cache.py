@@ -90,11 +90,14 @@ def prepare(run: Run) -> Prepared:
 
 def open_prepared(path: Path) -> Prepared:
     """The prepared data in a folder of the cache."""
-    from datasets import load_from_disk
-
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-    train, evaluation = (load_from_disk(str(path / split)) for split in ("train", "eval"))
-    return Prepared(path, train, evaluation, report)  # type: ignore[arg-type]
+    return Prepared(path, _rows(path / "train"), _rows(path / "eval"), report)
+
+
+def _rows(folder: Path) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.load_from_disk(str(folder)) if folder.exists() else Dataset.from_dict({})
 
 
 def key(run: Run) -> str:
@@ -134,14 +137,18 @@ def _tokenizer_key(run: Run) -> Any:
 
 
 def _make(run: Run, path: Path) -> None:
+    from datasets import disable_progress_bars
+
     staged = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)
     scratch = staged / "scratch"
     scratch.mkdir(parents=True)
+    disable_progress_bars()
     try:
         with using(Workspace(scratch, num_proc=run.recipe.data.num_proc)) as space:
             for split, rows in _splits(run).items():
-                rows.save_to_disk(str(staged / split))
+                if len(rows):
+                    rows.save_to_disk(str(staged / split))
             report = {split: found.json() for split, found in space.reports.items()}
         run.tokenizer.save_pretrained(staged / "tokenizer")
         shutil.rmtree(scratch)

@@ -102,9 +102,9 @@ class Explainer:
             guesses = [better]
         self._meant.update(guesses)
         if guesses:
-            return " or ".join(_advice(label, key, *guess) for guess in guesses[:MOST_GUESSES])
-        others = [other for other, keys in self.related(label).items() if key in keys]
-        return f"it is a key of `type: {others[0]}`" if others else None
+            return _advice(label, key, guesses[:MOST_GUESSES])
+        others = [f"`type: {other}`" for other, keys in self.related(label).items() if key in keys]
+        return f"it is a key of {', '.join(others[:MOST_GUESSES])}" if others else None
 
     def _homes(self, label: str, key: str) -> list[str]:
         """Other sections that accept exactly `key`; those that lack it are named alone, if any does."""
@@ -151,12 +151,17 @@ class Explainer:
         self.problems.append(Problem(f"`{dotted(place)}` is {show(value)}", where, expected, fix))
 
 
-def _advice(label: str, key: str, home: str, guess: str) -> str:
-    """`key` of section `label` was likely meant to be `guess` of section `home`."""
-    inside = f"in `{home}`" if home else "at the top level"
-    if home == label:
-        return f"write `{guess}`"
-    return f"it belongs {inside}" if guess == key else f"write `{guess}` {inside}"
+def _advice(label: str, key: str, guesses: Sequence[tuple[str, str]]) -> str:
+    """What to do about `key` of section `label`, which was likely meant to be one of `(section, key)`."""
+    told = [f"write `{guess}`" for home, guess in guesses if home == label]
+    told += [f"write `{guess}` {_in(home)}" for home, guess in guesses if home != label and guess != key]
+    if homes := [_in(home) for home, guess in guesses if home != label and guess == key]:
+        told.append(f"it belongs {' or '.join(homes)}")
+    return ", or ".join(told)
+
+
+def _in(label: str) -> str:
+    return f"in `{label}`" if label else "at the top level"
 
 
 def _written(data: Any, loc: Sequence[str | int], aliases: Mapping[str, str]) -> Place:
