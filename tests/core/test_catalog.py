@@ -65,7 +65,12 @@ def test_installed_reads_metadata_and_imports_nothing(install: Install) -> None:
 
 def test_what_ships_is_on_offer() -> None:
     catalog = Catalog.installed()
-    for kind, name in [("trainer", "sft"), ("trainer", "causal"), ("model", "huggingface"), ("optimizer", "adamw")]:
+    for kind, name in [
+        ("trainer", "sft"),
+        ("trainer", "causal"),
+        ("model", "huggingface"),
+        ("optimizer", "adamw"),
+    ]:
         assert catalog.find(kind, name).name == name
 
 
@@ -105,7 +110,11 @@ def test_two_owners_of_a_name(install: Install) -> None:
 
 def test_unknown_names() -> None:
     catalog = Catalog((Offer("scheduler", "cosine", "ptrain-x", "1", "x:X"),))
-    for name, told in [("cosin", "fix: write `cosine`"), ("zzz", "expected: one of `cosine`"), ("ptrain-y:cosine", "expected: one of `cosine`")]:
+    for name, told in [
+        ("cosin", "fix: write `cosine`"),
+        ("zzz", "expected: one of `cosine`"),
+        ("ptrain-y:cosine", "expected: one of `cosine`"),
+    ]:
         with pytest.raises(PluginError, match="there is no scheduler") as caught:
             catalog.find("scheduler", name)
         assert told in str(caught.value)
@@ -116,12 +125,18 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "package"),
     [
-        ("trainer", "swiftkv", "ptrain-swiftkv"), ("trainer", "dpo", "ptrain-dpo"), ("trainer", "spec-decode", "ptrain-spec-decode"),
-        ("trainer", "biencoder", "ptrain-embed"), ("trainer", "embed", "ptrain-embed"), ("trainer", "sft", "ptrain-sft"),
-        ("plugin", "sequence-parallel", "ptrain-sequence-parallel"), ("model", "swiftkv", "ptrain-swiftkv"),
-        ("source", "contrastive_pretokenized", "ptrain-embed"), ("checkpoint", "spec-decode", "ptrain-spec-decode"),
+        ("trainer", "swiftkv", "ptrain-swiftkv"),
+        ("trainer", "dpo", "ptrain-dpo"),
+        ("trainer", "spec-decode", "ptrain-spec-decode"),
+        ("trainer", "biencoder", "ptrain-embed"),
+        ("trainer", "embed", "ptrain-embed"),
+        ("trainer", "sft", "ptrain-sft"),
+        ("plugin", "sequence-parallel", "ptrain-sequence-parallel"),
+        ("model", "swiftkv", "ptrain-swiftkv"),
+        ("source", "contrastive_pretokenized", "ptrain-embed"),
+        ("checkpoint", "spec-decode", "ptrain-spec-decode"),
     ],
-)  # fmt: skip
+)
 def test_names_of_packages_that_are_not_installed(kind: str, name: str, package: str) -> None:
     with pytest.raises(PluginError, match=f"it comes with the package {package}") as caught:
         Catalog().find(kind, name)
@@ -129,7 +144,11 @@ def test_names_of_packages_that_are_not_installed(kind: str, name: str, package:
 
 
 def test_names_that_are_gone() -> None:
-    for kind, name, told in [("optimizer", "fused_adam_moe", "mixtures of experts"), ("model", "liger", "fused kernels"), ("source", "snowflake", "jsonl")]:
+    for kind, name, told in [
+        ("optimizer", "fused_adam_moe", "mixtures of experts"),
+        ("model", "liger", "fused kernels"),
+        ("source", "snowflake", "jsonl"),
+    ]:
         with pytest.raises(PluginError, match=f"there is no {kind} `{name}` here") as caught:
             Catalog().find(kind, name)
         assert told in str(caught.value)
@@ -145,7 +164,7 @@ def test_names_that_are_gone() -> None:
         ("def broken(:\n", "SyntaxError"),
         ("x = 1\n", "AttributeError"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_plugin(install: Install, code: str, cause: str) -> None:
     install("ptrain-wreck", "9.1", "[ptrain.scheduler]\nwreck = wreck_plugin:Wreck\n", "wreck_plugin", code)
     catalog = Catalog.installed()
@@ -166,7 +185,13 @@ def test_an_incomplete_installation_says_so(install: Install) -> None:
 
 
 def test_a_plugin_that_stops_the_process_is_not_swallowed(install: Install) -> None:
-    install("ptrain-wreck", "9.1", "[ptrain.scheduler]\nwreck = quitting_plugin:X\n", "quitting_plugin", "raise KeyboardInterrupt\n")
+    install(
+        "ptrain-wreck",
+        "9.1",
+        "[ptrain.scheduler]\nwreck = quitting_plugin:X\n",
+        "quitting_plugin",
+        "raise KeyboardInterrupt\n",
+    )
     with pytest.raises(KeyboardInterrupt):
         Catalog.installed().load(Catalog.installed().find("scheduler", "wreck"))
 
@@ -177,10 +202,13 @@ def test_a_plugin_that_stops_the_process_is_not_swallowed(install: Install) -> N
         ("def Wreck(): ...\n", "is function"),
         ("class Wreck: ...\n", "a subclass of `ptrain.Scheduler`"),
         ("import ptrain\nclass Wreck(ptrain.Trainer): ...\n", "a subclass of `ptrain.Scheduler`"),
-        ("import ptrain\nclass Wreck(ptrain.Scheduler):\n    class Config(ptrain.Config): ...\n", "does not extend `SchedulerConfig`"),
+        (
+            "import ptrain\nclass Wreck(ptrain.Scheduler):\n    class Config(ptrain.Config): ...\n",
+            "does not extend `SchedulerConfig`",
+        ),
         ("import ptrain\nclass Wreck(ptrain.Scheduler):\n    Config = None\n", "does not extend `SchedulerConfig`"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_class_of_its_kind(install: Install, code: str, told: str) -> None:
     install("ptrain-wreck", "9.1", "[ptrain.scheduler]\nwreck = wreck_plugin:Wreck\n", "wreck_plugin", code)
     with pytest.raises(PluginError, match="ptrain-wreck 9.1") as caught:
@@ -197,7 +225,15 @@ def test_a_plugin_for_another_core(install: Install, wants: str) -> None:
     assert "zebra_plugin" not in sys.modules
 
 
-@pytest.mark.parametrize("wants", ["ptrain-core>=0.0.1", "ptrain-core>=99; extra=='new'", "ptrain-core>=99; python_version<'3'", "not a requirement!"])
+@pytest.mark.parametrize(
+    "wants",
+    [
+        "ptrain-core>=0.0.1",
+        "ptrain-core>=99; extra=='new'",
+        "ptrain-core>=99; python_version<'3'",
+        "not a requirement!",
+    ],
+)
 def test_a_plugin_for_this_core(install: Install, wants: str) -> None:
     good(install, requires=wants)
     assert Catalog.installed().load(Catalog.installed().find("scheduler", "zebra"))

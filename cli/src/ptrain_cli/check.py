@@ -23,7 +23,8 @@ def command(
 ) -> int:
     """Validate a recipe: exit code 0 if it is right, 2 if not. Needs no network and no GPU."""
     from ptrain.launch.report import show
-    from ptrain.recipe.load import load_recipe, machine_problems
+    from ptrain.recipe.load import load_recipe
+    from ptrain.recipe.machine import machine_problems
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
     for problem in machine_problems(loaded):

@@ -154,7 +154,9 @@ class Catalog:
         if guess is None and (advice := part_elsewhere(kind, bare)):
             return PluginError(f"{message} here: {advice.reason}", expected=expected, fix=advice.fix)
         if guess is None and kinds:
-            return PluginError(f"{message}: that is the name of a {' and of a '.join(kinds)}", expected=expected)
+            return PluginError(
+                f"{message}: that is the name of a {' and of a '.join(kinds)}", expected=expected
+            )
         return PluginError(message, expected=expected, fix=f"write `{guess}`" if guess else None)
 
 

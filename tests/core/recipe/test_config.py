@@ -42,12 +42,24 @@ class Example(Config):
 @pytest.mark.parametrize(
     ("key", "written", "value"),
     [
-        ("number", "200k", 200_000), ("number", 3.0, 3), ("number", "8", 8), ("share", "1.25e-4", 1.25e-4), ("share", 3, 3.0),
-        ("maybe", "2_000", 2000), ("maybe", None, None), ("either", "200k", "200k"), ("pair", ["90%", "10%"], (0.9, 0.1)),
-        ("many", ["1k", 2], [1000, 2]), ("ranks", ["0", 1], [0, 1]), ("ranks", "*", "*"), ("flag", True, True),
-        ("free", {"a": "2k"}, {"a": "2k"}), ("inner", {"size": "1k"}, Inner(size=1000)), ("path", "a/b", Path("a/b")),
+        ("number", "200k", 200_000),
+        ("number", 3.0, 3),
+        ("number", "8", 8),
+        ("share", "1.25e-4", 1.25e-4),
+        ("share", 3, 3.0),
+        ("maybe", "2_000", 2000),
+        ("maybe", None, None),
+        ("either", "200k", "200k"),
+        ("pair", ["90%", "10%"], (0.9, 0.1)),
+        ("many", ["1k", 2], [1000, 2]),
+        ("ranks", ["0", 1], [0, 1]),
+        ("ranks", "*", "*"),
+        ("flag", True, True),
+        ("free", {"a": "2k"}, {"a": "2k"}),
+        ("inner", {"size": "1k"}, Inner(size=1000)),
+        ("path", "a/b", Path("a/b")),
     ],
-)  # fmt: skip
+)
 def test_reads(key: str, written: Any, value: Any) -> None:
     found = getattr(Example.model_validate({key: written}), key)
     assert found == value
@@ -57,13 +69,40 @@ def test_reads(key: str, written: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "written"),
     [
-        ("number", True), ("number", "x"), ("number", 1.5), ("number", "1.5"), ("number", None), ("number", "${env:N}"), ("number", [1]),
-        ("share", False), ("share", float("inf")), ("share", float("nan")), ("share", "nan"), ("flag", 1), ("flag", 0), ("flag", "true"),
-        ("flag", "on"), ("flag", None), ("text", 3), ("text", True), ("maybe", 0), ("maybe", "0"), ("pair", [1]), ("pair", ["a", 1]),
-        ("many", ["x"]), ("many", [True]), ("ranks", "all"), ("ranks", [-1]), ("mode", "medium"), ("inner", {"sice": 1}), ("inner", 3),
-        ("other", 1), ("no_", 1), ("full", []),
+        ("number", True),
+        ("number", "x"),
+        ("number", 1.5),
+        ("number", "1.5"),
+        ("number", None),
+        ("number", "${env:N}"),
+        ("number", [1]),
+        ("share", False),
+        ("share", float("inf")),
+        ("share", float("nan")),
+        ("share", "nan"),
+        ("flag", 1),
+        ("flag", 0),
+        ("flag", "true"),
+        ("flag", "on"),
+        ("flag", None),
+        ("text", 3),
+        ("text", True),
+        ("maybe", 0),
+        ("maybe", "0"),
+        ("pair", [1]),
+        ("pair", ["a", 1]),
+        ("many", ["x"]),
+        ("many", [True]),
+        ("ranks", "all"),
+        ("ranks", [-1]),
+        ("mode", "medium"),
+        ("inner", {"sice": 1}),
+        ("inner", 3),
+        ("other", 1),
+        ("no_", 1),
+        ("full", []),
     ],
-)  # fmt: skip
+)
 def test_refuses(key: str, written: Any) -> None:
     with pytest.raises(ValidationError):
         Example.model_validate({key: written})
@@ -85,13 +124,23 @@ def test_frozen() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("number", "a whole number"), ("share", "a number"), ("flag", "`true` or `false`"), ("maybe", "a whole number of at least 1"),
-        ("text", "text"), ("path", "a path"), ("either", "a whole number or text"), ("pair", "a list of two, each a number"),
-        ("many", "a list, each a whole number"), ("ranks", "`*` or a list, each a whole number of at least 0"),
-        ("mode", "one of `fast`, `slow`"), ("free", "keys with values"), ("inner", "a section"),
-        ("level", "a whole number of more than 0 and less than 9"), ("full", "a list, each a whole number; at least one"),
+        ("number", "a whole number"),
+        ("share", "a number"),
+        ("flag", "`true` or `false`"),
+        ("maybe", "a whole number of at least 1"),
+        ("text", "text"),
+        ("path", "a path"),
+        ("either", "a whole number or text"),
+        ("pair", "a list of two, each a number"),
+        ("many", "a list, each a whole number"),
+        ("ranks", "`*` or a list, each a whole number of at least 0"),
+        ("mode", "one of `fast`, `slow`"),
+        ("free", "keys with values"),
+        ("inner", "a section"),
+        ("level", "a whole number of more than 0 and less than 9"),
+        ("full", "a list, each a whole number; at least one"),
     ],
-)  # fmt: skip
+)
 def test_words(name: str, words: str) -> None:
     assert describe(Example.model_fields[name]) == words
 
@@ -111,7 +160,7 @@ def test_dtypes(spelt: str) -> None:
         (sections.OptimizerConfig, {"betas": [0.9, 1.0]}),
         (sections.OptimizerConfig, {"lr": -1}),
     ],
-)  # fmt: skip
+)
 def test_rules_of_sections(section: type[Config], keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         section.model_validate(keys)

@@ -44,7 +44,10 @@ def deepspeed() -> ModuleType:
 
 def theirs(name: str) -> type[BaseModel]:
     module, _, cls = name.partition(":")
-    return getattr(importlib.import_module(f"deepspeed.runtime.{module}".replace("runtime....", "").replace("runtime...", "")), cls)
+    return getattr(
+        importlib.import_module(f"deepspeed.runtime.{module}".replace("runtime....", "").replace("runtime...", "")),
+        cls,
+    )
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -71,7 +74,7 @@ def constants(deepspeed: ModuleType, path: str, prefix: str) -> set[str]:
         ("profiling/constants.py", "FLOPS_PROFILER_", keys.FlopsProfiler),
         ("runtime/constants.py", "TORCH_AUTOCAST_", keys.TorchAutocast),
     ],
-)  # fmt: skip
+)
 def test_blocks_that_deepspeed_reads_by_hand(deepspeed: ModuleType, path: str, prefix: str, ours: type[Config]) -> None:
     assert set(ours.model_fields) == constants(deepspeed, path, prefix)
 
@@ -130,34 +133,67 @@ def test_values_are_read_like_all_others(load: Callable[..., Loaded]) -> None:
 """
     assert load(text).recipe.deepspeed == {
         "zero_optimization": {
-            "stage": 3, "reduce_bucket_size": 500_000_000, "stage3_prefetch_bucket_size": 50_000_000,
-            "stage3_max_live_parameters": 1000, "overlap_comm": True,
+            "stage": 3,
+            "reduce_bucket_size": 500_000_000,
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_max_live_parameters": 1000,
+            "overlap_comm": True,
         },
         "steps_per_print": 10,
         "fp16": {"loss_scale": 128.0},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.torch_free
 @pytest.mark.parametrize(
     ("block", "found"),
     [
-        ("{zero_optimisation: {stage: 1}}", "5:13 `deepspeed` has no key `zero_optimisation` |  | write `zero_optimization`"),
+        (
+            "{zero_optimisation: {stage: 1}}",
+            "5:13 `deepspeed` has no key `zero_optimisation` |  | write `zero_optimization`",
+        ),
         ("{zero_optimization: {stge: 1}}", "5:33 `deepspeed.zero_optimization` has no key `stge` |  | write `stage`"),
-        ("{zero_optimization: {offload_optimizer: {devise: cpu}}}", "5:53 `deepspeed.zero_optimization.offload_optimizer` has no key `devise` |  | write `device`"),
-        ("{zero_optimization: {stage: 4}}", "5:40 `deepspeed.zero_optimization.stage` is 4 | one of `0`, `1`, `2`, `3` | "),
-        ('{zero_optimization: {reduce_bucket_size: "8x"}}', "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: a whole number is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `8x` |  | "),
-        ("{zero_optimization: {reduce_bucket_size: auto}}", "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: `auto` is a word of other frameworks: leave the key out |  | "),
+        (
+            "{zero_optimization: {offload_optimizer: {devise: cpu}}}",
+            "5:53 `deepspeed.zero_optimization.offload_optimizer` has no key `devise` |  | write `device`",
+        ),
+        (
+            "{zero_optimization: {stage: 4}}",
+            "5:40 `deepspeed.zero_optimization.stage` is 4 | one of `0`, `1`, `2`, `3` | ",
+        ),
+        (
+            '{zero_optimization: {reduce_bucket_size: "8x"}}',
+            "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: a whole number is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `8x` |  | ",
+        ),
+        (
+            "{zero_optimization: {reduce_bucket_size: auto}}",
+            "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: `auto` is a word of other frameworks: leave the key out |  | ",
+        ),
         ("{zero_optimization: 2}", "5:32 `deepspeed.zero_optimization` is 2 | a section | "),
-        ("{train_micro_batch_size_per_gpu: 4}", "5:13 `deepspeed.train_micro_batch_size_per_gpu` follows from the recipe's `micro_batch_size` (r.yaml:2:1) | one place that says it | remove it"),
-        ("{gradient_clipping: 1}", "5:13 `deepspeed.gradient_clipping` follows from the recipe's `gradient_clipping` | one place that says it | remove it and set `gradient_clipping`"),
-        ("{bf16: {enabled: true}}", "5:20 `deepspeed.bf16.enabled` follows from the recipe's `model.dtype` | one place that says it | remove it and set `model.dtype`"),
-        ("{optimizer: {type: Adam}}", "5:13 `deepspeed.optimizer` follows from the recipe's `optimizer` | one place that says it | remove it and set `optimizer`"),
-        ("{elasticity: {}}", "5:13 `deepspeed.elasticity` can't be set in a recipe: DeepSpeed no longer has it |  | leave it out"),
+        (
+            "{train_micro_batch_size_per_gpu: 4}",
+            "5:13 `deepspeed.train_micro_batch_size_per_gpu` follows from the recipe's `micro_batch_size` (r.yaml:2:1) | one place that says it | remove it",
+        ),
+        (
+            "{gradient_clipping: 1}",
+            "5:13 `deepspeed.gradient_clipping` follows from the recipe's `gradient_clipping` | one place that says it | remove it and set `gradient_clipping`",
+        ),
+        (
+            "{bf16: {enabled: true}}",
+            "5:20 `deepspeed.bf16.enabled` follows from the recipe's `model.dtype` | one place that says it | remove it and set `model.dtype`",
+        ),
+        (
+            "{optimizer: {type: Adam}}",
+            "5:13 `deepspeed.optimizer` follows from the recipe's `optimizer` | one place that says it | remove it and set `optimizer`",
+        ),
+        (
+            "{elasticity: {}}",
+            "5:13 `deepspeed.elasticity` can't be set in a recipe: DeepSpeed no longer has it |  | leave it out",
+        ),
         ("ds.json", '5:12 `deepspeed` is "ds.json" | keys with values | '),
         ("{lr: 1}", "5:13 `deepspeed` has no key `lr` |  | it belongs in `optimizer`"),
     ],
-)  # fmt: skip
+)
 def test_problems(problems: Problems, tmp_path: Path, block: str, found: str) -> None:
     assert [one.replace(f"{tmp_path}/", "") for one in problems(f"{MINIMAL}deepspeed: {block}\n")] == [found]
 

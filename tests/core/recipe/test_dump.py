@@ -30,22 +30,42 @@ def some(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=keys)
 
 
-sources = st.lists(st.just("a/b") | some(name_or_path=st.just("x"), sample_count=st.integers(1, 9), role_mapping=st.just({"a": "b"})).filter(lambda one: "name_or_path" in one), min_size=1, max_size=3)  # fmt: skip
+sources = st.lists(
+    st.just("a/b")
+    | some(name_or_path=st.just("x"), sample_count=st.integers(1, 9), role_mapping=st.just({"a": "b"})).filter(
+        lambda one: "name_or_path" in one
+    ),
+    min_size=1,
+    max_size=3,
+)
 recipes = st.fixed_dictionaries(
     {
         "type": st.just("tiny"),
         "model": some(name_or_path=text, dtype=st.sampled_from(["fp32", "half", "torch.bfloat16"]), config=free),
-        "data": sources.flatmap(lambda made: st.fixed_dictionaries({"sources": st.just(made)}, optional={"max_length": st.integers(1, 99), "pack": st.booleans()})),
+        "data": sources.flatmap(
+            lambda made: st.fixed_dictionaries(
+                {"sources": st.just(made)}, optional={"max_length": st.integers(1, 99), "pack": st.booleans()}
+            )
+        ),
     },
     optional={
-        "seed": count, "epochs": st.floats(0, 100), "temperature": share, "metadata": free, "output_dir": st.just("out/x"),
-        "optimizer": some(lr=share, betas=st.just([0.5, 0.9])), "tokenizer": some(chat_template=text),
-        "scheduler": st.just({"type": "wsd", "num_decay_steps": 3}), "logger": some(print_output_ranks=st.just([0, 1])),
-        "checkpoint": st.just([{"type": "huggingface", "output_dir": "o"}]), "trackers": st.just(["shout"]),
+        "seed": count,
+        "epochs": st.floats(0, 100),
+        "temperature": share,
+        "metadata": free,
+        "output_dir": st.just("out/x"),
+        "optimizer": some(lr=share, betas=st.just([0.5, 0.9])),
+        "tokenizer": some(chat_template=text),
+        "scheduler": st.just({"type": "wsd", "num_decay_steps": 3}),
+        "logger": some(print_output_ranks=st.just([0, 1])),
+        "checkpoint": st.just([{"type": "huggingface", "output_dir": "o"}]),
+        "trackers": st.just(["shout"]),
         "plugins": some(splitter=some(size=st.integers(1, 9), halves=some(left=count))),
-        "deepspeed": some(zero_optimization=some(stage=st.integers(0, 3), reduce_bucket_size=count), steps_per_print=count),
+        "deepspeed": some(
+            zero_optimization=some(stage=st.integers(0, 3), reduce_bucket_size=count), steps_per_print=count
+        ),
     },
-)  # fmt: skip
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
@@ -74,11 +94,15 @@ def test_what_was_given_stays_what_was_given(load: Load, data: dict[str, Any]) -
 def test_form(load: Load) -> None:
     recipe = load("type: tiny\ntemp: 2\nmodel: {gen_length: 3}\ndata: {sources: [a]}\noptimizer: {lr: 1}\n").recipe
     assert dump(recipe) == {
-        "type": "tiny", "temperature": 2.0, "gen_length": 3, "model": {"type": "huggingface"},
+        "type": "tiny",
+        "temperature": 2.0,
+        "gen_length": 3,
+        "model": {"type": "huggingface"},
         "data": {"type": "tiny", "sources": [{"type": "named", "name_or_path": "a"}]},
-        "optimizer": {"type": "adamw", "learning_rate": 1.0}, "tokenizer": {"type": "huggingface"},
+        "optimizer": {"type": "adamw", "learning_rate": 1.0},
+        "tokenizer": {"type": "huggingface"},
         "scheduler": {"type": "huggingface"},
-    }  # fmt: skip
+    }
     assert dump(recipe, defaults=True)["micro_batch_size"] == 1
 
 
@@ -87,20 +111,47 @@ MINIMAL = "type: tiny\nmodel: {}\ndata: {sources: [a]}\n"
 
 @pytest.mark.parametrize(
     "override",
-    ["output_dir=x", "wandb.enable=true", "logger.level=INFO", "data.num_proc=3", "data.cache_dir=/c", "eval_interval=7",
-     "data.eval_sources=[b]", "trackers=[shout]", "metadata={a: 1}", "loss_log_interval=3", "exit_iteration=3", "seed=42",
-     "checkpoint=[huggingface]"],
-)  # fmt: skip
+    [
+        "output_dir=x",
+        "wandb.enable=true",
+        "logger.level=INFO",
+        "data.num_proc=3",
+        "data.cache_dir=/c",
+        "eval_interval=7",
+        "data.eval_sources=[b]",
+        "trackers=[shout]",
+        "metadata={a: 1}",
+        "loss_log_interval=3",
+        "exit_iteration=3",
+        "seed=42",
+        "checkpoint=[huggingface]",
+    ],
+)
 def test_hash_stays(load: Load, override: str) -> None:
     assert result_hash(load(MINIMAL, override).recipe) == result_hash(load(MINIMAL).recipe)
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=43", "optimizer.lr=1", "data.sources=[b]", "data.max_length=3", "data.seed=1", "data.pack=true", "temperature=3",
-     "plugins.splitter.size=2", "deepspeed.zero_optimization.stage=1", "epochs=2", "micro_batch_size=2", "model.dtype=fp32",
-     "data.train_eval_split=[0.5,0.5]", "scheduler.name=cosine", "train_iters=5", "tokenizer.chat_template=x"],
-)  # fmt: skip
+    [
+        "seed=43",
+        "optimizer.lr=1",
+        "data.sources=[b]",
+        "data.max_length=3",
+        "data.seed=1",
+        "data.pack=true",
+        "temperature=3",
+        "plugins.splitter.size=2",
+        "deepspeed.zero_optimization.stage=1",
+        "epochs=2",
+        "micro_batch_size=2",
+        "model.dtype=fp32",
+        "data.train_eval_split=[0.5,0.5]",
+        "scheduler.name=cosine",
+        "train_iters=5",
+        "tokenizer.chat_template=x",
+    ],
+)
 def test_hash_changes(load: Load, override: str) -> None:
     assert result_hash(load(MINIMAL, override).recipe) != result_hash(load(MINIMAL).recipe)
 
@@ -111,5 +162,7 @@ def test_hash_of_code(load: Load) -> None:
 
 
 def test_what_has_no_effect_exists() -> None:
-    known = set(CoreConfig.model_fields) | set(Recipe.model_fields) | {f"data.{name}" for name in DataConfig.model_fields}
+    known = (
+        set(CoreConfig.model_fields) | set(Recipe.model_fields) | {f"data.{name}" for name in DataConfig.model_fields}
+    )
     assert known >= WITHOUT_EFFECT

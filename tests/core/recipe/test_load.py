@@ -58,15 +58,32 @@ plugins:
 def test_a_full_recipe(load: Load) -> None:
     loaded = load(FULL)
     recipe = loaded.recipe
-    assert (recipe.type, recipe.micro_batch_size, recipe.metadata) == ("tiny", 2000, {"who": "me", "x": [1, {"y": None}]})
+    assert (recipe.type, recipe.micro_batch_size, recipe.metadata) == (
+        "tiny",
+        2000,
+        {"who": "me", "x": [1, {"y": None}]},
+    )
     assert recipe.trainer.model_dump() == {"temperature": 0.5, "gen_length": 16}
-    assert (recipe.model.type, recipe.model.dtype, recipe.tokenizer.type) == ("huggingface", "bf16", "huggingface")
+    assert (recipe.model.type, recipe.model.dtype, recipe.tokenizer.type) == (
+        "huggingface",
+        "bf16",
+        "huggingface",
+    )
     assert [source.type for source in recipe.data.sources] == ["named", "named", "lines"]
     assert [source.type for source in recipe.data.eval_sources] == ["named"]
-    assert (recipe.data.type, recipe.data.max_length, recipe.data.sources[1].sample_count) == ("tiny", 4096, 10_000)
+    assert (recipe.data.type, recipe.data.max_length, recipe.data.sources[1].sample_count) == (
+        "tiny",
+        4096,
+        10_000,
+    )
     assert (recipe.optimizer.learning_rate, recipe.optimizer.betas) == (1e-5, (0.9, 0.95))
     assert recipe.deepspeed == {"zero_optimization": {"stage": 2, "reduce_bucket_size": 500_000_000}}
-    assert [part.type for part in (*recipe.checkpoint, *recipe.evaluation, *recipe.trackers)] == ["huggingface", "score", "shout", "shout"]
+    assert [part.type for part in (*recipe.checkpoint, *recipe.evaluation, *recipe.trackers)] == [
+        "huggingface",
+        "score",
+        "shout",
+        "shout",
+    ]
     assert recipe.plugins["splitter"].model_dump() == {"size": 4, "halves": {"left": 1000, "right": 0}}
     assert recipe.model_fields_set >= {"micro_batch_size", "wandb"}
     assert "seed" not in recipe.model_fields_set
@@ -74,12 +91,18 @@ def test_a_full_recipe(load: Load) -> None:
 
 def test_the_chosen_classes(load: Load) -> None:
     loaded = load(FULL)
-    names = [cls.__name__ for cls in (loaded.trainer, loaded.model, loaded.tokenizer, loaded.optimizer, loaded.scheduler)]
+    names = [
+        cls.__name__ for cls in (loaded.trainer, loaded.model, loaded.tokenizer, loaded.optimizer, loaded.scheduler)
+    ]
     assert names == ["Tiny", "TinyModel", "TinyTokenizer", "TinyOptimizer", "Wsd"]
     lists = (loaded.sources, loaded.eval_sources, loaded.checkpoint, loaded.evaluation, loaded.trackers)
     assert [[cls.__name__ for cls in classes] for classes in lists] == [
-        ["Named", "Named", "Lines"], ["Named"], ["Saver"], ["Scorer"], ["Shouter", "Shouter"],
-    ]  # fmt: skip
+        ["Named", "Named", "Lines"],
+        ["Named"],
+        ["Saver"],
+        ["Scorer"],
+        ["Shouter", "Shouter"],
+    ]
     assert [cls.__name__ for cls in loaded.features.values()] == ["Splitter"]
     assert {offer.distribution for offer in loaded.origins.values()} == {"ptrain-tiny"}
     assert set(loaded.origins) >= {loaded.trainer, loaded.model, *loaded.sources, *loaded.features.values()}
@@ -88,7 +111,11 @@ def test_the_chosen_classes(load: Load) -> None:
 
 def test_positions(load: Load) -> None:
     positions = load(FULL).positions
-    assert [positions[place].line for place in [("micro_batch_size",), ("data", "sources", 1), ("gen_length",)]] == [3, 17, 11]
+    assert [positions[place].line for place in [("micro_batch_size",), ("data", "sources", 1), ("gen_length",)]] == [
+        3,
+        17,
+        11,
+    ]
     assert positions["optimizer", "learning_rate"] == positions["optimizer", "lr"]
     assert positions["temperature",].line == 4
 
@@ -119,10 +146,19 @@ def test_relative_path_as_text(tmp_path: Path, catalog: Catalog, monkeypatch: py
 
 
 def test_overrides(load: Load) -> None:
-    recipe = load(FULL, "optimizer.lr=2e-5", "data.sources=[x/y]", "checkpoint.output_dir=elsewhere", "plugins.splitter.size=2").recipe
+    recipe = load(
+        FULL,
+        "optimizer.lr=2e-5",
+        "data.sources=[x/y]",
+        "checkpoint.output_dir=elsewhere",
+        "plugins.splitter.size=2",
+    ).recipe
     assert recipe.optimizer.learning_rate == 2e-5
     assert [source.model_dump()["name_or_path"] for source in recipe.data.sources] == ["x/y"]
-    assert (recipe.checkpoint[0].output_dir, recipe.plugins["splitter"].model_dump()["size"]) == (Path("elsewhere"), 2)
+    assert (recipe.checkpoint[0].output_dir, recipe.plugins["splitter"].model_dump()["size"]) == (
+        Path("elsewhere"),
+        2,
+    )
 
 
 def test_an_override_wins_in_any_spelling(load: Load) -> None:
@@ -139,39 +175,87 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
     ("more", "found"),
     [
         ("sede: 3", "4:1 there is no key `sede` at the top level |  | write `seed`"),
-        ("seed: x", "4:7 `seed`: a whole number is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `x` |  | "),
+        (
+            "seed: x",
+            "4:7 `seed`: a whole number is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `x` |  | ",
+        ),
         ("seed: true", "4:7 `seed`: a number is expected, not `true` |  | "),
         ("max_length: 3", "4:1 there is no key `max_length` at the top level |  | it belongs in `data`"),
         ("maxlength: 3", "4:1 there is no key `maxlength` at the top level |  | write `max_length` in `data`"),
         ("splitter: {size: 2}", "4:1 there is no key `splitter` at the top level |  | it belongs in `plugins`"),
         ("trainer: {temperature: 2}", "4:1 there is no key `trainer` at the top level |  | "),
         ("stage: 2", "4:1 there is no key `stage` at the top level |  | it belongs in `deepspeed.zero_optimization`"),
-        ("optimizer: {wamup_ratio: 1}", "4:13 `optimizer` has no key `wamup_ratio` |  | write `warmup_ratio` in `scheduler`"),
-        ("optimizer: {lr: 1, learning_rate: 2}", "4:20 `optimizer.learning_rate` is given twice: `optimizer.lr` is the same key |  | keep one"),
-        ("temp: 1\ntemperature: 2", "5:1 `temperature` is given twice, lines 4 and 5: `temp` is the same key |  | keep one"),
-        ("scheduler: {num_decay_steps: 3}", "4:13 `scheduler` has no key `num_decay_steps` |  | it is a key of `type: wsd`"),
+        (
+            "optimizer: {wamup_ratio: 1}",
+            "4:13 `optimizer` has no key `wamup_ratio` |  | write `warmup_ratio` in `scheduler`",
+        ),
+        (
+            "optimizer: {lr: 1, learning_rate: 2}",
+            "4:20 `optimizer.learning_rate` is given twice: `optimizer.lr` is the same key |  | keep one",
+        ),
+        (
+            "temp: 1\ntemperature: 2",
+            "5:1 `temperature` is given twice, lines 4 and 5: `temp` is the same key |  | keep one",
+        ),
+        (
+            "scheduler: {num_decay_steps: 3}",
+            "4:13 `scheduler` has no key `num_decay_steps` |  | it is a key of `type: wsd`",
+        ),
         ("scheduler: {type: wsd}", "4:1 `scheduler.num_decay_steps` is missing | a whole number of at least 0 | "),
-        ("scheduler: {type: wsdd, a: 1}", "4:19 there is no scheduler `wsdd` | one of `huggingface`, `wsd` | write `wsd`"),
+        (
+            "scheduler: {type: wsdd, a: 1}",
+            "4:19 there is no scheduler `wsdd` | one of `huggingface`, `wsd` | write `wsd`",
+        ),
         ("scheduler: {tpye: wsd, num_decay_steps: 3}", "4:13 `scheduler` has no key `tpye` |  | write `type`"),
         ("scheduler: {type: [1]}", "4:19 `scheduler.type` is a list of 1 | the name of a scheduler | "),
-        ("scheduler: {learning_rate: 1}", "4:13 `scheduler` has no key `learning_rate` here: the learning rate belongs to the optimizer |  | write `lr` in `optimizer`"),
+        (
+            "scheduler: {learning_rate: 1}",
+            "4:13 `scheduler` has no key `learning_rate` here: the learning rate belongs to the optimizer |  | write `lr` in `optimizer`",
+        ),
         ("scheduler: linear", '4:12 `scheduler` is "linear" | keys with values | '),
         ("logger:", "4:8 `logger` is empty | keys with values | leave it out, or give it keys"),
-        ("logger: {level: WARN}", '4:17 `logger.level` is "WARN" | one of `DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL` | '),
-        ("logger: {level: info}", '4:17 `logger.level` is "info" | one of `DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL` | write `INFO`'),
-        ("logger: {print_output_ranks: [0, -1]}", "4:34 `logger.print_output_ranks.1` is -1 | `*` or a list, each a whole number of at least 0 | "),
+        (
+            "logger: {level: WARN}",
+            '4:17 `logger.level` is "WARN" | one of `DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL` | ',
+        ),
+        (
+            "logger: {level: info}",
+            '4:17 `logger.level` is "info" | one of `DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL` | write `INFO`',
+        ),
+        (
+            "logger: {print_output_ranks: [0, -1]}",
+            "4:34 `logger.print_output_ranks.1` is -1 | `*` or a list, each a whole number of at least 0 | ",
+        ),
         ("checkpoint: [{output_dir: o}]", "4:14 `checkpoint.0` has no `type` | one of `huggingface` | "),
         ("checkpoint: 3", "4:13 `checkpoint` is 3 | a list of sections with a `type` | "),
-        ("checkpoint: [hugingface]", "4:14 there is no checkpoint `hugingface` | one of `huggingface` | write `huggingface`"),
-        ("checkpoint: [{type: huggingface, save_every_n_steps: -1}]", "4:54 `checkpoint.0.save_every_n_steps` is -1 | a whole number of at least 0 | "),
-        ("checkpoint: [{type: huggingface, auto_resume: true}, {type: huggingface, auto_resume: true}]", "4:74 2 entries of `checkpoint` have `auto_resume` | one at most | "),
+        (
+            "checkpoint: [hugingface]",
+            "4:14 there is no checkpoint `hugingface` | one of `huggingface` | write `huggingface`",
+        ),
+        (
+            "checkpoint: [{type: huggingface, save_every_n_steps: -1}]",
+            "4:54 `checkpoint.0.save_every_n_steps` is -1 | a whole number of at least 0 | ",
+        ),
+        (
+            "checkpoint: [{type: huggingface, auto_resume: true}, {type: huggingface, auto_resume: true}]",
+            "4:74 2 entries of `checkpoint` have `auto_resume` | one at most | ",
+        ),
         ("plugins: [splitter]", "4:10 `plugins` is a list of 1 | keys with values | "),
         ("plugins: {spliter: {}}", "4:11 there is no plugin `spliter` | one of `splitter` | write `splitter`"),
-        ("plugins: {splitter: {halves: {lefft: 1}}}", "4:31 `plugins.splitter.halves` has no key `lefft` |  | write `left`"),
-        ("plugins: {sequence-parallel: {size: 2}}", "4:11 there is no plugin `sequence-parallel` here: it comes with the package ptrain-sequence-parallel | one of `splitter` | pip install ptrain-sequence-parallel"),
-        ("beta: 0.1", "4:1 there is no key `beta` at the top level here: it comes with the package ptrain-dpo |  | pip install ptrain-dpo"),
+        (
+            "plugins: {splitter: {halves: {lefft: 1}}}",
+            "4:31 `plugins.splitter.halves` has no key `lefft` |  | write `left`",
+        ),
+        (
+            "plugins: {sequence-parallel: {size: 2}}",
+            "4:11 there is no plugin `sequence-parallel` here: it comes with the package ptrain-sequence-parallel | one of `splitter` | pip install ptrain-sequence-parallel",
+        ),
+        (
+            "beta: 0.1",
+            "4:1 there is no key `beta` at the top level here: it comes with the package ptrain-dpo |  | pip install ptrain-dpo",
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_problem(problems: Problems, more: str, found: str) -> None:
     assert problems(f"{MINIMAL}{more}\n") == [found]
 
@@ -183,17 +267,38 @@ def test_one_problem(problems: Problems, more: str, found: str) -> None:
         ("{}", "3:1 `data.sources` is missing | a list, each a section; at least one | "),
         ("[a]", "3:7 `data` is a list of 1 | keys with values | "),
         ("{sources: 3}", "3:17 `data.sources` is 3 | a list of sections with a `type` | "),
-        ("{sources: [lines]}", "3:18 `lines` is a type of source, not the name of a data set |  | write `{type: lines, ...}`"),
+        (
+            "{sources: [lines]}",
+            "3:18 `lines` is a type of source, not the name of a data set |  | write `{type: lines, ...}`",
+        ),
         ("{sources: [{type: lines}]}", "3:18 `data.sources.0.path` is missing | text | "),
         ("{sources: [{type: lines, paht: x}]}", "3:32 `data.sources` has no key `paht` |  | write `path`"),
-        ("{sources: [{name_or_path: x, max_length: 3}]}", "3:36 `data.sources` has no key `max_length` |  | it belongs in `data`"),
-        ("{sources: [{name_or_path: x, sample_ratio: 1, sample_count: 1}]}", "3:18 `data.sources.0`: `sample_ratio` and `sample_count` exclude each other |  | "),
-        ("{sources: [a], train_eval_split: [0.9, 0.2]}", "3:40 `data.train_eval_split`: two shares that add up to 1 are expected, not [0.9, 0.2] |  | "),
-        ("{sources: [a], type: dpo}", '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo'),
-        ("{sources: [a], type: other}", '3:28 `data.type` is "other", but the trainer, which owns `data`, is `tiny` | `tiny` | leave it out'),
-        ("{sources: [a], use_data_cache: true}", "3:22 `data` has no key `use_data_cache` here: prepared data is always cached, keyed by its content |  | leave it out"),
+        (
+            "{sources: [{name_or_path: x, max_length: 3}]}",
+            "3:36 `data.sources` has no key `max_length` |  | it belongs in `data`",
+        ),
+        (
+            "{sources: [{name_or_path: x, sample_ratio: 1, sample_count: 1}]}",
+            "3:18 `data.sources.0`: `sample_ratio` and `sample_count` exclude each other |  | ",
+        ),
+        (
+            "{sources: [a], train_eval_split: [0.9, 0.2]}",
+            "3:40 `data.train_eval_split`: two shares that add up to 1 are expected, not [0.9, 0.2] |  | ",
+        ),
+        (
+            "{sources: [a], type: dpo}",
+            '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo',
+        ),
+        (
+            "{sources: [a], type: other}",
+            '3:28 `data.type` is "other", but the trainer, which owns `data`, is `tiny` | `tiny` | leave it out',
+        ),
+        (
+            "{sources: [a], use_data_cache: true}",
+            "3:22 `data` has no key `use_data_cache` here: prepared data is always cached, keyed by its content |  | leave it out",
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_problem_of_data(problems: Problems, data: str, found: str) -> None:
     assert problems(f"type: tiny\nmodel: {{}}\ndata: {data}\n") == [found]
 
@@ -201,17 +306,29 @@ def test_one_problem_of_data(problems: Problems, data: str, found: str) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("model: {}\ndata: {sources: [a]}\n", "1:1 `type` is missing: the recipe names no trainer | one of `tinier`, `tiny` | "),
+        (
+            "model: {}\ndata: {sources: [a]}\n",
+            "1:1 `type` is missing: the recipe names no trainer | one of `tinier`, `tiny` | ",
+        ),
         ("type:\nmodel: {}\n", "1:6 `type` is empty | the name of a trainer | "),
         ("type: tinny\nmodel: {}\n", "1:7 there is no trainer `tinny` | one of `tinier`, `tiny` | write `tiny`"),
-        ("type: spec-decode\n", "1:7 there is no trainer `spec-decode` here: it comes with the package ptrain-spec-decode | one of `tinier`, `tiny` | pip install ptrain-spec-decode"),
-        ("tpye: tiny\nmodel: {}\ndata: {sources: [a]}\n", "1:1 there is no key `tpye` at the top level |  | write `type`"),
+        (
+            "type: spec-decode\n",
+            "1:7 there is no trainer `spec-decode` here: it comes with the package ptrain-spec-decode | one of `tinier`, `tiny` | pip install ptrain-spec-decode",
+        ),
+        (
+            "tpye: tiny\nmodel: {}\ndata: {sources: [a]}\n",
+            "1:1 there is no key `tpye` at the top level |  | write `type`",
+        ),
         ("type: tiny\nmodel: {}\n", "r.yaml `data` is missing | keys with values | "),
-        ("type: tiny\nmodle: {}\ndata: {sources: [a]}\n", "2:1 there is no key `modle` at the top level |  | write `model`"),
+        (
+            "type: tiny\nmodle: {}\ndata: {sources: [a]}\n",
+            "2:1 there is no key `modle` at the top level |  | write `model`",
+        ),
         ("type: tiny\nmodel: m\ndata: {sources: [a]}\n", '2:8 `model` is "m" | keys with values | '),
         ("type: tiny\nmodel: {sources: [a]}\ndata: {}\n", "2:9 `model` has no key `sources` |  | it belongs in `data`"),
     ],
-)  # fmt: skip
+)
 def test_one_problem_of_the_whole(problems: Problems, tmp_path: Path, text: str, found: str) -> None:
     assert [one.replace(f"{tmp_path}/", "") for one in problems(text)] == [found]
 
@@ -231,7 +348,9 @@ epochs: -1
 """
     lines = [int(one.split(":")[0]) for one in problems(text, "optimizer.weight_decay=heavy") if one[0].isdigit()]
     assert lines == [2, 3, 3, 5, 5, 6, 7, 8, 8, 9, 10]
-    assert problems(text, "optimizer.weight_decay=heavy")[0].startswith("-o optimizer.weight_decay=heavy `optimizer.weight_decay`")
+    assert problems(text, "optimizer.weight_decay=heavy")[0].startswith(
+        "-o optimizer.weight_decay=heavy `optimizer.weight_decay`"
+    )
 
 
 def test_problems_of_a_mapping_have_names(load: Load) -> None:

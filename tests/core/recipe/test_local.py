@@ -89,7 +89,10 @@ def test_the_argument_needs_no_leave_and_wins(load: Load, code: Path, tmp_path: 
     other = tmp_path / "other_code.py"
     other.write_text("import ptrain\nONE = 1\n")
     assert load(code=other).user_module is not None
-    assert load(f"type: tiny\ncode: own/train_mine.py\nmodel: {{}}\ndata: {{sources: [a]}}\n", code=other).recipe.code == other
+    assert (
+        load("type: tiny\ncode: own/train_mine.py\nmodel: {}\ndata: {sources: [a]}\n", code=other).recipe.code
+        == other
+    )
 
 
 def test_names_count_for_one_load(load: Load, code: Path) -> None:
@@ -131,7 +134,7 @@ def test_a_name_that_is_offered_too(load: Load, code: Path) -> None:
         ("import sys\nsys.exit(3)\n", 2, "SystemExit: 3"),
         ("import json\njson.loads('{')\n", 2, "JSONDecodeError"),
     ],
-)  # fmt: skip
+)
 def test_failures_name_file_and_line(code: Path, text: str, line: int, told: str) -> None:
     code.write_text(text)
     with pytest.raises(PluginError) as caught:
@@ -183,7 +186,9 @@ def test_what_is_registered_is_checked(load: Load, code: Path) -> None:
     code.write_text("import ptrain\n@ptrain.register('trainer', 'my_custom_trainer')\nclass NoTrainer: ...\n")
     with pytest.raises(PluginError, match="a class that is none"):
         load(RECIPE, allow_code=True)
-    code.write_text("import ptrain\nfor _ in range(2):\n    ptrain.register('trainer', 'a')(type('T', (ptrain.Trainer,), {}))\n")
+    code.write_text(
+        "import ptrain\nfor _ in range(2):\n    ptrain.register('trainer', 'a')(type('T', (ptrain.Trainer,), {}))\n"
+    )
     with pytest.raises(PluginError, match="registers the trainer `a` twice"):
         load_code(code)
 

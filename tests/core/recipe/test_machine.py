@@ -42,9 +42,17 @@ def test_nothing_is_missing(load: Load, gpu: Callable[[bool], None], attention: 
     assert machine.machine_problems(load(RECIPE.replace("ATTENTION", attention))) == []
 
 
-@pytest.mark.parametrize(("attention", "module"), [("flash_attention_2", "flash_attn"), ("flash_attention_3", "flash_attn_interface")])
+@pytest.mark.parametrize(
+    ("attention", "module"),
+    [("flash_attention_2", "flash_attn"), ("flash_attention_3", "flash_attn_interface")],
+)
 def test_flash_attention(
-    load: Load, gpu: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attention: str, module: str
+    load: Load,
+    gpu: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    attention: str,
+    module: str,
 ) -> None:
     loaded = load(RECIPE.replace("ATTENTION", attention))
     gpu(True)

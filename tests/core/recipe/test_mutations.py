@@ -31,7 +31,15 @@ RECIPES = [
     *sorted((ROOT / "recipes").glob("*.yaml")),
     *(path for path in sorted(PUBLISHED.glob("*.yaml")) if path.stem in ("causal", "sft-quickstart", "sft-llama-8b")),
 ]
-FREE = {"metadata", "config", "hf_config_kwargs", "kwargs", "role_mapping", "split_mapping", "scheduler_specific_kwargs"}
+FREE = {
+    "metadata",
+    "config",
+    "hf_config_kwargs",
+    "kwargs",
+    "role_mapping",
+    "split_mapping",
+    "scheduler_specific_kwargs",
+}
 SHARE = 0.95
 
 
@@ -106,12 +114,23 @@ def accepted(loaded: Loaded, place: Place) -> set[str]:
     if place == ():
         every = set(sections.CoreConfig.model_fields) | set(loaded.trainer.Config.model_fields)
         return every | set(sections.Recipe.model_fields) - {"trainer"}
-    lists = {("data", "sources"): loaded.sources, ("checkpoint",): loaded.checkpoint, ("evaluation",): loaded.evaluation, ("trackers",): loaded.trackers}  # fmt: skip
+    lists = {
+        ("data", "sources"): loaded.sources,
+        ("checkpoint",): loaded.checkpoint,
+        ("evaluation",): loaded.evaluation,
+        ("trackers",): loaded.trackers,
+    }
     single: dict[tuple[str, ...], type[Config]] = {
-        ("data",): loaded.trainer.Data, ("logger",): sections.LoggerConfig, ("wandb",): sections.WandbConfig,
-        ("deepspeed",): DeepSpeedConfig, ("deepspeed", "zero_optimization"): Zero, ("model",): loaded.model.Config,
-        ("tokenizer",): loaded.tokenizer.Config, ("optimizer",): loaded.optimizer.Config, ("scheduler",): loaded.scheduler.Config,
-    }  # fmt: skip
+        ("data",): loaded.trainer.Data,
+        ("logger",): sections.LoggerConfig,
+        ("wandb",): sections.WandbConfig,
+        ("deepspeed",): DeepSpeedConfig,
+        ("deepspeed", "zero_optimization"): Zero,
+        ("model",): loaded.model.Config,
+        ("tokenizer",): loaded.tokenizer.Config,
+        ("optimizer",): loaded.optimizer.Config,
+        ("scheduler",): loaded.scheduler.Config,
+    }
     config = lists[tuple(names)][number].Config if tuple(names) in lists else single[tuple(names)]
     return set(config.model_fields) | set(config.aliases)
 
@@ -131,7 +150,11 @@ def is_right(mutation: Mutation, error: PtrainError) -> bool:
     # Where the other section takes the key, what is left is that the first one lacks it.
     lacks = f"`{'.'.join(map(str, mutation.place))}` is missing"
     lacks_type = f"`{'.'.join(map(str, mutation.place[:-1]))}` has no `{original}`"
-    return any(home(mutation.place) in (problem.fix or "") for problem in error.problems) or lacks in told or lacks_type in told
+    return (
+        any(home(mutation.place) in (problem.fix or "") for problem in error.problems)
+        or lacks in told
+        or lacks_type in told
+    )
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,27 @@ pytestmark = pytest.mark.torch_free
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("200k", 200_000), ("1.5M", 1_500_000), ("2b", 2 * 10**9), ("0.001T", 10**9), ("2_000", 2000),
-        ("128ki", 131_072), ("1Mi", 2**20), ("1.5gi", 3 * 2**29), ("1ti", 2**40), ("2^20", 2**20), ("1e3", 1000),
-        ("1.25e2", 125), ("-3", -3), ("+7", 7), (" 8 ", 8), ("5.", 5), ("8 k", 8000), ("300%", 3), ("1_0.5_0k", 10_500),
+        ("200k", 200_000),
+        ("1.5M", 1_500_000),
+        ("2b", 2 * 10**9),
+        ("0.001T", 10**9),
+        ("2_000", 2000),
+        ("128ki", 131_072),
+        ("1Mi", 2**20),
+        ("1.5gi", 3 * 2**29),
+        ("1ti", 2**40),
+        ("2^20", 2**20),
+        ("1e3", 1000),
+        ("1.25e2", 125),
+        ("-3", -3),
+        ("+7", 7),
+        (" 8 ", 8),
+        ("5.", 5),
+        ("8 k", 8000),
+        ("300%", 3),
+        ("1_0.5_0k", 10_500),
     ],
-)  # fmt: skip
+)
 def test_whole_numbers(text: str, value: int) -> None:
     assert parse_number(text, integral=True) == value
     assert type(parse_number(text, integral=True)) is int
@@ -29,17 +45,52 @@ def test_whole_numbers(text: str, value: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1.25e-4", 1.25e-4), ("10%", 0.1), (".5", 0.5), ("2^-2", 0.25), ("1.00001k", 1000.01), ("1e-5", 1e-5), ("0.1k", 100.0)],
-)  # fmt: skip
+    [
+        ("1.25e-4", 1.25e-4),
+        ("10%", 0.1),
+        (".5", 0.5),
+        ("2^-2", 0.25),
+        ("1.00001k", 1000.01),
+        ("1e-5", 1e-5),
+        ("0.1k", 100.0),
+    ],
+)
 def test_fractions(text: str, value: float) -> None:
     assert parse_number(text, integral=False) == value
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "k", "abc", "1__0", "_1", "1_", "1.2.3", "1,5", "--1", "1e", "1e5k", "0x10", "1e99999", "inf", "nan", "1" * 99,
-     "2^", "^2", "2^99999", "0^-1", "1 2", "½", "٣", "1kk", "1kib", "1e400", "-2^9999"],
-)  # fmt: skip
+    [
+        "",
+        "k",
+        "abc",
+        "1__0",
+        "_1",
+        "1_",
+        "1.2.3",
+        "1,5",
+        "--1",
+        "1e",
+        "1e5k",
+        "0x10",
+        "1e99999",
+        "inf",
+        "nan",
+        "1" * 99,
+        "2^",
+        "^2",
+        "2^99999",
+        "0^-1",
+        "1 2",
+        "½",
+        "٣",
+        "1kk",
+        "1kib",
+        "1e400",
+        "-2^9999",
+    ],
+)
 def test_no_numbers(text: str) -> None:
     with pytest.raises(ValueError, match="number is expected|too large"):
         parse_number(text, integral=False)

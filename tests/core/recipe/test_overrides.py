@@ -19,13 +19,23 @@ RECIPE = "a: 1\nb: {c: 2}\nd:\n  - x\n  - {e: 3}\nn:\n"
 @pytest.mark.parametrize(
     ("override", "place", "value"),
     [
-        ("a=5", ("a",), 5), ("b.c=1e-5", ("b", "c"), 1e-5), ("b.z=on", ("b", "z"), "on"), ("q.r.s=true", ("q", "r", "s"), True),
-        ("d.0=y", ("d", 0), "y"), ("d.1.e=null", ("d", 1, "e"), None), ("d.2=new", ("d", 2), "new"),
-        ("d.2.path=p", ("d", 2, "path"), "p"), ("n.m=1", ("n", "m"), 1), ("w.0.v=1", ("w", 0, "v"), 1),
-        ("d=[a, {b: c}]", ("d", 1, "b"), "c"), ("a=x=y", ("a",), "x=y"), ("b={}", ("b",), {}), (" a =5", ("a",), 5),
+        ("a=5", ("a",), 5),
+        ("b.c=1e-5", ("b", "c"), 1e-5),
+        ("b.z=on", ("b", "z"), "on"),
+        ("q.r.s=true", ("q", "r", "s"), True),
+        ("d.0=y", ("d", 0), "y"),
+        ("d.1.e=null", ("d", 1, "e"), None),
+        ("d.2=new", ("d", 2), "new"),
+        ("d.2.path=p", ("d", 2, "path"), "p"),
+        ("n.m=1", ("n", "m"), 1),
+        ("w.0.v=1", ("w", 0, "v"), 1),
+        ("d=[a, {b: c}]", ("d", 1, "b"), "c"),
+        ("a=x=y", ("a",), "x=y"),
+        ("b={}", ("b",), {}),
+        (" a =5", ("a",), 5),
         ("a=", ("a",), None),
     ],
-)  # fmt: skip
+)
 def test_sets(override: str, place: tuple, value: object) -> None:
     document = read(RECIPE)
     apply(document, [override])
@@ -55,12 +65,20 @@ def test_in_order() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("a", "has no `=`"), ("=3", "has no key"), ("a..b=3", "has no key"), (".=3", "has no key"),
-        ("d.5=1", "`d` is a list of 2: it has no entry `5`"), ("d.-1=1", "no entry `-1`"), ("d.x=1", "no entry `x`"),
-        ("d.3.x=1", "no entry `3`"), ("a.b=1", "`a` is the single value `1`: it has no key `b`"),
-        ("d.0.x.y=1", "`d.0` is the single value `x`"), ("a=[1", "no YAML"), ("a={b: 1, b: 2}", "given twice"),
+        ("a", "has no `=`"),
+        ("=3", "has no key"),
+        ("a..b=3", "has no key"),
+        (".=3", "has no key"),
+        ("d.5=1", "`d` is a list of 2: it has no entry `5`"),
+        ("d.-1=1", "no entry `-1`"),
+        ("d.x=1", "no entry `x`"),
+        ("d.3.x=1", "no entry `3`"),
+        ("a.b=1", "`a` is the single value `1`: it has no key `b`"),
+        ("d.0.x.y=1", "`d.0` is the single value `x`"),
+        ("a=[1", "no YAML"),
+        ("a={b: 1, b: 2}", "given twice"),
     ],
-)  # fmt: skip
+)
 def test_malformed(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match="1 problem|" + message.replace("`", ".")) as caught:
         apply(read(RECIPE), [override])

@@ -104,5 +104,10 @@ def test_broken_and_contested_offers(catalog: Catalog) -> None:
     more = Catalog((*more.all, Offer("scheduler", "gone", "ptrain-gone", "1", "no_such_module_at_all:X")), more.classes)
     text = "type: tiny\nmodel: {}\ndata: {sources: [a]}\nscheduler: {type: TYPE, num_decay_steps: STEPS}"
     validator = jsonschema.Draft202012Validator(schema(more))
-    for name, steps, valid in [("wsd", 3, False), ("gone", 3, False), ("ptrain-other:wsd", 3, True), ("ptrain-other:wsd", -3, False)]:
+    for name, steps, valid in [
+        ("wsd", 3, False),
+        ("gone", 3, False),
+        ("ptrain-other:wsd", 3, True),
+        ("ptrain-other:wsd", -3, False),
+    ]:
         assert validator.is_valid(yaml.safe_load(text.replace("TYPE", name).replace("STEPS", str(steps)))) is valid

@@ -15,8 +15,17 @@ words = st.text("abcd_", max_size=8)
 
 @pytest.mark.parametrize(
     ("left", "right", "off"),
-    [("", "", 0), ("a", "", 1), ("abc", "abc", 0), ("abc", "acb", 1), ("abc", "abcd", 1), ("abc", "xbc", 1), ("ca", "abc", 3), ("kitten", "sitting", 3)],
-)  # fmt: skip
+    [
+        ("", "", 0),
+        ("a", "", 1),
+        ("abc", "abc", 0),
+        ("abc", "acb", 1),
+        ("abc", "abcd", 1),
+        ("abc", "xbc", 1),
+        ("ca", "abc", 3),
+        ("kitten", "sitting", 3),
+    ],
+)
 def test_distance(left: str, right: str, off: int) -> None:
     assert distance(left, right) == off
 
@@ -41,10 +50,18 @@ def test_one_change_is_one(word: str, at: int, letter: str) -> None:
 @pytest.mark.parametrize(
     ("name", "known", "meant"),
     [
-        ("lrr", ["lr", "betas"], "lr"), ("learnig_rate", ["lr", "learning_rate"], "learning_rate"), ("Max-Length", ["max_length"], "max_length"),
-        ("xyz", ["lr", "betas"], None), ("tdype", ["type", "dtype"], "dtype"), ("zero_optimisation", ["zero_optimization"], "zero_optimization"),
-        ("sead", ["seed"], "seed"), ("sxxd", ["seed"], None), ("save_n_steps", ["save_every_n_steps", "save_every_n_epochs"], None), ("", ["a"], "a"),
+        ("lrr", ["lr", "betas"], "lr"),
+        ("learnig_rate", ["lr", "learning_rate"], "learning_rate"),
+        ("Max-Length", ["max_length"], "max_length"),
+        ("xyz", ["lr", "betas"], None),
+        ("tdype", ["type", "dtype"], "dtype"),
+        ("mode", ["code", "model"], "model"),
+        ("zero_optimisation", ["zero_optimization"], "zero_optimization"),
+        ("sead", ["seed"], "seed"),
+        ("sxxd", ["seed"], None),
+        ("save_n_steps", ["save_every_n_steps", "save_every_n_epochs"], None),
+        ("", ["a"], "a"),
     ],
-)  # fmt: skip
+)
 def test_closest(name: str, known: list[str], meant: str | None) -> None:
     assert closest(name, known) == meant

@@ -22,14 +22,42 @@ pytestmark = pytest.mark.torch_free
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-5", 1e-5), ("1E5", 1e5), ("-1.5", -1.5), (".5", 0.5), ("5.", 5.0), ("12", 12), ("+3", 3), ("0o17", 15),
-        ("0x1F", 31), ("017", 17), ("2_000", "2_000"), ("1:30", "1:30"), ("0b11", "0b11"),
-        ("true", True), ("FALSE", False), ("on", "on"), ("yes", "yes"), ("No", "No"), ("y", "y"), ("tRUE", "tRUE"),
-        ("null", None), ("~", None), ("", None), ("Null", None), ("none", "none"),
-        ("2024-01-01", "2024-01-01"), (".inf", math.inf), ("-.INF", -math.inf), ("'1'", "1"), ('"true"', "true"),
-        ("!!str 5", "5"), (r'"\ud83d\ude00"', "\U0001f600"), ("=", "="), ("<<", "<<"),
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-1.5", -1.5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("12", 12),
+        ("+3", 3),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("017", 17),
+        ("2_000", "2_000"),
+        ("1:30", "1:30"),
+        ("0b11", "0b11"),
+        ("true", True),
+        ("FALSE", False),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("y", "y"),
+        ("tRUE", "tRUE"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("Null", None),
+        ("none", "none"),
+        ("2024-01-01", "2024-01-01"),
+        (".inf", math.inf),
+        ("-.INF", -math.inf),
+        ("'1'", "1"),
+        ('"true"', "true"),
+        ("!!str 5", "5"),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        ("=", "="),
+        ("<<", "<<"),
     ],
-)  # fmt: skip
+)
 def test_core_schema(text: str, value: object) -> None:
     found = read(f"a: {text}\n").data["a"]
     assert (found, type(found)) == (value, type(value))
@@ -94,7 +122,7 @@ def test_anchors_and_merge_keys() -> None:
         ('a: ["\\ud83d"]\n', (1, 5), "does not fit its tag `!!str`"),
         ("a: " + "1" * 5000, (1, 4), "does not fit its tag"),
     ],
-)  # fmt: skip
+)
 def test_faults(text: str, place: tuple[int, int], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         read(text, "r.yaml")
@@ -162,7 +190,9 @@ def test_json_is_read_as_it_is(data: dict) -> None:
     assert read(json.dumps(data)).data == data
 
 
-@given(st.dictionaries(names, plain | st.sampled_from(["0E0", "on", "1_0", "0o7", "12:30", "~", "null", "="]), max_size=4))
+@given(
+    st.dictionaries(names, plain | st.sampled_from(["0E0", "on", "1_0", "0o7", "12:30", "~", "null", "="]), max_size=4)
+)
 def test_what_is_written_reads_back(data: dict) -> None:
     written = write(data)
     document = read(written) if data else from_mapping({})

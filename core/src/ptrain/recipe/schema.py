@@ -30,12 +30,17 @@ def schema(catalog: Catalog) -> Schema:
     building = _Building(catalog)
     trainers = building.classes("trainer")
     branches = [_when("type", name, building.recipe(name, trainer)) for name, trainer in trainers.items()]
-    known = {"if": {"not": {"required": ["code"]}}, "then": {"properties": {"type": {"enum": sorted(trainers)}}}}
+    known = {
+        "if": {"not": {"required": ["code"]}},
+        "then": {"properties": {"type": {"enum": sorted(trainers)}}},
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe of ptrain",
         "type": "object",
-        "properties": {"type": {"type": "string", "description": "The trainer.", "examples": sorted(trainers)}},
+        "properties": {
+            "type": {"type": "string", "description": "The trainer.", "examples": sorted(trainers)}
+        },
         "required": ["type", *REQUIRED],
         "allOf": [known, *branches],
         "$defs": building.definitions,
@@ -71,7 +76,9 @@ class _Building:
         fixed = {label: {"$ref": self.config(label, config)} for label, config in plain.items()}
         own_keys = {**self._keys(core), **self._keys(own), **parts, **lists, **fixed}
         data = {"data": self.data(name, trainer, defaults.get("source")), "plugins": self.plugins()}
-        return self._closed({"properties": {"type": True, **own_keys, **data}, "required": self._required(own)})
+        return self._closed(
+            {"properties": {"type": True, **own_keys, **data}, "required": self._required(own)}
+        )
 
     def _keys(self, reference: str) -> Schema:
         return self.definitions[reference.removeprefix("#/$defs/")]["properties"]
@@ -174,5 +181,3 @@ def _with_aliases(made: Schema, config: type[BaseModel] | None) -> Schema:
             made["required"].remove(name)
             made.setdefault("allOf", []).append({"anyOf": [{"required": [name]}, {"required": [alias]}]})
     return made
-
-

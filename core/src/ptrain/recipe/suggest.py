@@ -24,14 +24,19 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     """The name among `known` that `name` was likely meant to be, or None.
 
     `-`, `_` and case do not count. A name of up to five characters may be off by one, a longer one by a third
-    of its length. Of equally close ones the one of the same length wins, then the longest common beginning.
+    of its length. Of equally close ones the one of the same letters wins, then the longest common beginning.
     """
     plain = _plain(name)
-    best: tuple[int, int, int, str] | None = None
+    best: tuple[int, bool, int, str] | None = None
     for candidate in known:
         off = distance(plain, _plain(candidate))
         allowed = 1 if len(candidate) <= 5 else min(3, len(candidate) // 3)
-        rank = (off, abs(len(name) - len(candidate)), -_common(plain, _plain(candidate)), candidate)
+        rank = (
+            off,
+            sorted(plain) != sorted(_plain(candidate)),
+            -_common(plain, _plain(candidate)),
+            candidate,
+        )
         if off <= allowed and (best is None or rank < best):
             best = rank
     return best[3] if best else None

@@ -1,0 +1,205 @@
+"""`huggingface`, `huggingface_instruct` and `huggingface_causal`: data sets of the hub, or saved locally."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.data.sources.base import checked, content_hashes, sampled, stored
+from ptrain.errors import DataError, Position
+from ptrain.parts import Source
+from ptrain.recipe.sections import SourceConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ptrain.run import Run
+
+SPLITS: Mapping[str, Mapping[str, str]] = {
+    "HuggingFaceH4/ultrachat_200k": {"train": "train_sft", "eval": "test_sft"},
+    "HuggingFaceH4/ultrafeedback_binarized": {"train": "train_prefs", "eval": "test_prefs"},
+    "nvidia/AceMath-Instruct-Training-Data": {"train": "general_sft_stage2"},
+}
+"""Names of the splits of well-known data sets."""
+ROLE_MAPPINGS: Mapping[str, Mapping[str, str]] = {
+    "HuggingFaceH4/ultrachat_200k": {"user": "messages.role.user", "assistant": "messages.role.assistant"},
+    "nvidia/AceMath-Instruct-Training-Data": {"user": "messages.role.user", "assistant": "answer"},
+    "Open-Orca/OpenOrca": {"system": "system_prompt", "user": "question", "assistant": "response"},
+    "Open-Orca/SlimOrca": {
+        "system": "conversations.from.system",
+        "user": "conversations.from.human",
+        "assistant": "conversations.from.gpt",
+    },
+    "THUDM/LongAlign-10k": {"user": "messages.role.user", "assistant": "messages.role.assistant"},
+    "Yukang/LongAlpaca-12k": {"user": "instruction", "assistant": "output"},
+    "meta-math/MetaMathQA": {"user": "query", "assistant": "response"},
+    "ise-uiuc/Magicoder-OSS-Instruct-75K": {"user": "problem", "assistant": "solution"},
+    "lmsys/lmsys-chat-1m": {"user": "conversation.role.user", "assistant": "conversation.role.assistant"},
+}
+"""How the columns of well-known data sets map to roles."""
+CONTENT_KEYS = ("content", "text", "message", "value")
+
+
+class HuggingFaceSource(Source):
+    """`huggingface`: the rows as they are; a `messages` column is checked."""
+
+    class Config(SourceConfig):
+        """Keys of `huggingface`."""
+
+        name_or_path: str
+        """A data set on the hub or a local folder; `name:split[10:20]` takes a part of a split."""
+        kwargs: dict[str, Any] = {}
+        """Further arguments of `datasets.load_dataset`."""
+        split_mapping: dict[str, str] = {}
+        """Which of its splits are `train` and `eval`."""
+
+    def load(self, run: Run, split: str) -> Dataset:
+        """The rows of the split, sampled.
+
+        Raises:
+            DataError: it can't be loaded, or a row is wrong.
+        """
+        return self.shape(sampled(self._load(split), self.config))
+
+    def shape(self, dataset: Dataset) -> Dataset:
+        """The rows in the form that trainers read."""
+        return self._stored(enumerate(dataset, 1)) if "messages" in dataset.column_names else dataset
+
+    def fingerprint(self) -> Any:
+        """Hashes of the files of a local folder; a name on the hub stands for itself."""
+        folder = Path(self._name()[0]).expanduser()
+        return content_hashes(sorted(p for p in folder.rglob("*") if p.is_file())) if folder.is_dir() else None
+
+    def _stored(self, rows: Any) -> Dataset:
+        whole = self.config.model_copy(update={"sample_count": None, "sample_ratio": None})
+        return stored(checked(rows, self._name()[0]), whole)
+
+    def _name(self) -> tuple[str, str | None]:
+        name, colon, split = self.config.name_or_path.rpartition(":")
+        return (name, split) if colon and not re.search(r"[/\\]", split) else (self.config.name_or_path, None)
+
+    def _load(self, split: str) -> Dataset:
+        import datasets
+
+        name, own = self._name()
+        mapping = {**SPLITS.get(name, {}), **self.config.split_mapping}
+        wanted = own or mapping.get(split, split)
+        folder = Path(name).expanduser()
+        try:
+            if any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
+                return _part(datasets.load_from_disk(str(folder)), wanted)
+            return datasets.load_dataset(str(folder) if folder.exists() else name, split=wanted, **self.config.kwargs)
+        except (OSError, ValueError, KeyError, ConnectionError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise DataError(
+                f"the data set `{name}`, split `{wanted}`, can't be loaded: {first}",
+                expected="a data set on the hub (with network), or a local folder",
+            ) from error
+
+
+def _part(found: Any, wanted: str) -> Dataset:
+    """The split `name` or `name[a:b]` of a saved data set; one without splits is taken for any."""
+    matched = re.fullmatch(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?", wanted)
+    if matched is None:
+        raise ValueError(f"`{wanted}` is no split")
+    name, start, stop = matched.groups()
+    if isinstance(found, dict):
+        if name not in found:
+            raise ValueError(f"it has the splits {sorted(found)}")
+        found = found[name]
+    return found.select(range(len(found))[slice(int(start) if start else None, int(stop) if stop else None)])
+
+
+class HuggingFaceInstruct(HuggingFaceSource):
+    """`huggingface_instruct`: columns, or lists of turns, as `messages`."""
+
+    class Config(HuggingFaceSource.Config):
+        """Keys of `huggingface_instruct`."""
+
+        role_mapping: dict[str, str] = {}
+        """By role, a column (`question`) or the turns of a list (`conversations.from.human`)."""
+        content_key: str | None = None
+        """The key of a turn that holds its text; by default content, text, message or value."""
+
+    def shape(self, dataset: Dataset) -> Dataset:
+        """The rows with a `messages` column, turns in the order in which they stand.
+
+        Raises:
+            DataError: it is not known which columns hold the conversation, or one is missing.
+        """
+        name = self._name()[0]
+        mapping = self.config.role_mapping or ROLE_MAPPINGS.get(name) or _guess(dataset.column_names)
+        if mapping is None:
+            raise DataError(
+                f"it is not known which columns of `{name}` hold the conversation (it has {dataset.column_names})",
+                expected="a column `messages`, or `role_mapping`",
+                fix="add e.g. `role_mapping: {user: question, assistant: answer}`",
+            )
+        rows = (
+            (at, self._row(row, mapping, Position(name, at, 1)))  # type: ignore[arg-type]
+            for at, row in enumerate(dataset, 1)
+        )
+        return self._stored(rows)
+
+    def _row(self, row: Mapping[str, Any], mapping: Mapping[str, str], where: Position) -> dict[str, Any]:
+        """One conversation: plain columns before the turns of a list, but an answer after them."""
+        lists: dict[tuple[str, str], dict[str, str]] = {}
+        plain: list[dict[str, Any]] = []
+        for role, path in mapping.items():
+            column, _, rest = path.partition(".")
+            if column not in row:
+                raise DataError(f"there is no column `{column}`", where=where, expected=f"one of {sorted(row)}")
+            if rest:
+                key, _, value = rest.partition(".")
+                lists.setdefault((column, key), {})[value] = role
+            elif row[column] or role != "system":
+                plain.append({"role": role, "content": row[column]})
+        turns = [
+            turn for (column, key), roles in lists.items() for turn in self._turns(row[column], key, roles, where)
+        ]
+        last = [one for one in plain if turns and one["role"] == "assistant"]
+        extra = {"tools": row["tools"]} if row.get("tools") else {}
+        return {"messages": [*(one for one in plain if one not in last), *turns, *last], **extra}
+
+    def _turns(self, turns: Any, key: str, roles: Mapping[str, str], where: Position) -> list[dict[str, Any]]:
+        made = []
+        for at, turn in enumerate(turns):
+            text = self.config.content_key or next((k for k in CONTENT_KEYS if k in turn), "content")
+            if text not in turn or key not in turn:
+                missing = key if key not in turn else text
+                raise DataError(f"turn {at} has no `{missing}`", where=where, expected=f"one of {sorted(turn)}")
+            others = {k: v for k, v in turn.items() if k not in (key, text) and v is not None}
+            made.append({**others, "role": roles.get(turn[key], turn[key]), "content": turn[text]})
+        return made
+
+
+def _guess(columns: list[str]) -> Mapping[str, str] | None:
+    if "messages" in columns:
+        return {"user": "messages.role.user", "assistant": "messages.role.assistant"}
+    return {"user": "prompt", "assistant": "completion"} if {"prompt", "completion"} <= set(columns) else None
+
+
+class HuggingFaceCausal(HuggingFaceSource):
+    """`huggingface_causal`: one column of text."""
+
+    class Config(HuggingFaceSource.Config):
+        """Keys of `huggingface_causal`."""
+
+        column: str = "text"
+        """The column; where it is missing and there is only one, that one."""
+
+    def shape(self, dataset: Dataset) -> Dataset:
+        """The rows with a `text` column alone.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        column, names = self.config.column, dataset.column_names
+        if column not in names and len(names) == 1:
+            column = names[0]
+        if column not in names:
+            raise DataError(f"`{self.config.name_or_path}` has no column `{column}`", expected=f"one of {names}")
+        chosen = dataset.select_columns([column])
+        return chosen if column == "text" else chosen.rename_column(column, "text")
