@@ -50,7 +50,14 @@ class MyTrainer(ptrain.Trainer):
 
 
 def good(install: Install, name: str = "ptrain-zebra", module: str = "zebra_plugin", **more: str) -> None:
-    points = f"[ptrain.scheduler]\nzebra = {module}:MyScheduler\n[ptrain.trainer]\nzebra = {module}:MyTrainer.Inner\n[console_scripts]\nz = z:z\n"
+    points = f"""
+        [ptrain.scheduler]
+        zebra = {module}:MyScheduler
+        [ptrain.trainer]
+        zebra = {module}:MyTrainer.Inner
+        [console_scripts]
+        z = z:z
+    """
     install(name, "1.2", points, module, GOOD, **more)
 
 
@@ -211,7 +218,7 @@ def test_a_plugin_that_stops_the_process_is_not_swallowed(install: Install) -> N
 )
 def test_what_is_no_class_of_its_kind(install: Install, code: str, told: str) -> None:
     install("ptrain-wreck", "9.1", "[ptrain.scheduler]\nwreck = wreck_plugin:Wreck\n", "wreck_plugin", code)
-    with pytest.raises(PluginError, match="ptrain-wreck 9.1") as caught:
+    with pytest.raises(PluginError, match=r"ptrain-wreck 9.1") as caught:
         Catalog.installed().load(Catalog.installed().find("scheduler", "wreck"))
     assert told in str(caught.value)
 
@@ -219,7 +226,7 @@ def test_what_is_no_class_of_its_kind(install: Install, code: str, told: str) ->
 @pytest.mark.parametrize("wants", ["ptrain-core>=99", "ptrain_core (<0.0.1)", "Ptrain.Core==99; python_version>'3'"])
 def test_a_plugin_for_another_core(install: Install, wants: str) -> None:
     good(install, requires=wants)
-    with pytest.raises(PluginError, match="ptrain-zebra 1.2 needs another ptrain-core: it wants") as caught:
+    with pytest.raises(PluginError, match=r"ptrain-zebra 1.2 needs another ptrain-core: it wants") as caught:
         Catalog.installed().load(Catalog.installed().find("scheduler", "zebra"))
     assert ", got " in str(caught.value)
     assert "zebra_plugin" not in sys.modules

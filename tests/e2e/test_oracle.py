@@ -40,7 +40,7 @@ def case(recipes: Callable[..., Any], kind: str, packed: bool, stage: int, micro
     """The recipe of one cut."""
     return recipes(
         kind,
-        data={"pack_samples": True, "max_length": 96} if packed else {},
+        data={"pack_samples": True, "max_length": 96, "overlength": "drop"} if packed else {},
         deepspeed={"zero_optimization": {"stage": stage}},
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation,

@@ -39,7 +39,7 @@ def test_resume_is_exact(workers: int, recipes: Any, prepared: Any) -> None:
     cases = []
     for accumulation, packed, stage in [(1, False, 0), (4, False, 2), (1, True, 3), (4, True, 1)]:
         recipe = recipes(
-            data={"pack_samples": packed, "max_length": 128} if packed else {},
+            data={"pack_samples": packed, "max_length": 128, "overlength": "drop"} if packed else {},
             model={"hf_config_kwargs": {"attention_dropout": 0.1}},
             micro_batch_size=4 // workers if accumulation == 1 else 1,
             gradient_accumulation_steps=accumulation if accumulation == 1 else 4 // workers,

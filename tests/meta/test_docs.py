@@ -2,8 +2,9 @@
 
 A page is a story that is played in an empty folder, from top to bottom. A code block with a caption is a
 file; a line `$ command` in a `console` block is run, and has to end with exit code 0, or with the one that a
-comment behind it names (`# exit code 2`). Python without a caption is run as a script. YAML without a caption
-has to load: as a recipe if it has a `type`, else as a part of one.
+comment behind it names (`# exit code 2`). Python without a caption is run as a script; a comment behind a
+`print` is what it prints. YAML without a caption has to load: as a recipe if it has a `type`, else as a part of
+one.
 """
 
 from __future__ import annotations
@@ -62,13 +63,15 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(match[2], match[3] or "", match[4], text[: match.start()].count("\n") + 1)
 
 
-def run(command: list[str] | str, folder: Path, expected: int = 0) -> None:
+def run(command: list[str] | str, folder: Path, expected: int = 0) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    home = folder.parent / f"{folder.name}-home"  # the cache of prepared data is in the home directory
+    env = {**os.environ, "PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, cwd=folder, env=env, shell=isinstance(command, str), capture_output=True, text=True, check=False
     )
     assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def play(block: Block, folder: Path) -> None:
@@ -82,7 +85,9 @@ def play(block: Block, folder: Path) -> None:
                 code = re.search(r"# exit code (\d+)", command)
                 run(command, folder, int(code[1]) if code else 0)
     elif block.language == "python":
-        run([sys.executable, "-c", block.text], folder)
+        printed = run([sys.executable, "-c", block.text], folder).splitlines()
+        for line in re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE):
+            assert line in printed, printed
     elif block.language == "yaml":
         written = yaml.safe_load(block.text)
         load_recipe(written if "type" in written else {**yaml.safe_load(TINY), **written})

@@ -35,6 +35,7 @@ def gather(engine: Engine, model: nn.Module, rank: int) -> Iterator[tuple[str, T
 
     Every worker must go through all of them, since ZeRO gathers each from all workers.
     """
+    _link(engine)
     for name, parameter in trainable(model):
         tensors = _read(engine, parameter)
         yield name, {key: value.detach().cpu() for key, value in tensors.items()} if rank == 0 else {}
@@ -43,6 +44,7 @@ def gather(engine: Engine, model: nn.Module, rank: int) -> Iterator[tuple[str, T
 def restore(engine: Engine, model: nn.Module, read: Callable[[str], Tensors], step: int) -> None:
     """Put back what `gather` gave: `read(name)` on every worker, and `step`, the optimizer steps done."""
     _prime(engine, model)
+    _link(engine)
     for name, parameter in trainable(model):
         _write(engine, parameter, read(name))
     for state in _inner(engine).state.values():
@@ -78,6 +80,18 @@ def _prime(engine: Engine, model: nn.Module) -> None:
     engine.update()
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
+
+
+def _link(engine: Engine) -> None:
+    """Let ZeRO 1 and 2 find the optimizer's state of every parameter group.
+
+    DeepSpeed 0.19.8 does so after the first group's first step, when the others have no state yet, and then
+    never again. The names are private: where they are gone, so is the mistake.
+    """
+    optimizer = engine.deepspeed.optimizer
+    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _masters(engine: Engine) -> dict[int, torch.Tensor]:

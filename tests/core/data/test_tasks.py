@@ -169,9 +169,9 @@ def test_rows_are_the_same_in_another_process_and_do_not_move_the_global_generat
 def test_rows_of_a_seed_stay_the_same_from_version_to_version() -> None:
     found = [(row["task"], question(row)) for row in generate(["add", "month", "reverse"], 3, 42, "train")]
     assert found == [
-        ("add", "What is 66 + 68?"),
-        ("month", "What month is 9 months after June 2002?"),
-        ("reverse", "Spell s o t u r backwards."),
+        ("add", "What is 45 + 84?"),
+        ("month", "What month is 9 months after June 2026?"),
+        ("reverse", "Spell g a p o g backwards."),
     ]
 
 

@@ -210,7 +210,7 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
         ("scheduler: {type: [1]}", "4:19 `scheduler.type` is a list of 1 | the name of a scheduler | "),
         (
             "scheduler: {learning_rate: 1}",
-            "4:13 `scheduler` has no key `learning_rate` here: the learning rate belongs to the optimizer |  | write `lr` in `optimizer`",
+            "4:13 `scheduler` has no key `learning_rate` here: the learning rate belongs to the optimizer |  | write `lr` in `optimizer`",  # noqa: E501
         ),
         ("scheduler: linear", '4:12 `scheduler` is "linear" | keys with values | '),
         ("logger:", "4:8 `logger` is empty | keys with values | leave it out, or give it keys"),
@@ -248,11 +248,11 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
         ),
         (
             "plugins: {sequence-parallel: {size: 2}}",
-            "4:11 there is no plugin `sequence-parallel` here: it comes with the package ptrain-sequence-parallel | one of `splitter` | pip install ptrain-sequence-parallel",
+            "4:11 there is no plugin `sequence-parallel` here: it comes with the package ptrain-sequence-parallel | one of `splitter` | pip install ptrain-sequence-parallel",  # noqa: E501
         ),
         (
             "beta: 0.1",
-            "4:1 there is no key `beta` at the top level here: it comes with the package ptrain-dpo |  | pip install ptrain-dpo",
+            "4:1 there is no key `beta` at the top level here: it comes with the package ptrain-dpo |  | pip install ptrain-dpo",  # noqa: E501
         ),
     ],
 )
@@ -287,7 +287,7 @@ def test_one_problem(problems: Problems, more: str, found: str) -> None:
         ),
         (
             "{sources: [a], type: dpo}",
-            '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo',
+            '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo',  # noqa: E501
         ),
         (
             "{sources: [a], type: other}",
@@ -295,7 +295,7 @@ def test_one_problem(problems: Problems, more: str, found: str) -> None:
         ),
         (
             "{sources: [a], use_data_cache: true}",
-            "3:22 `data` has no key `use_data_cache` here: prepared data is always cached, keyed by its content |  | leave it out",
+            "3:22 `data` has no key `use_data_cache` here: prepared data is always cached, keyed by its content |  | leave it out",  # noqa: E501
         ),
     ],
 )
@@ -314,7 +314,7 @@ def test_one_problem_of_data(problems: Problems, data: str, found: str) -> None:
         ("type: tinny\nmodel: {}\n", "1:7 there is no trainer `tinny` | one of `tinier`, `tiny` | write `tiny`"),
         (
             "type: spec-decode\n",
-            "1:7 there is no trainer `spec-decode` here: it comes with the package ptrain-spec-decode | one of `tinier`, `tiny` | pip install ptrain-spec-decode",
+            "1:7 there is no trainer `spec-decode` here: it comes with the package ptrain-spec-decode | one of `tinier`, `tiny` | pip install ptrain-spec-decode",  # noqa: E501
         ),
         (
             "tpye: tiny\nmodel: {}\ndata: {sources: [a]}\n",
@@ -351,6 +351,16 @@ epochs: -1
     assert problems(text, "optimizer.weight_decay=heavy")[0].startswith(
         "-o optimizer.weight_decay=heavy `optimizer.weight_decay`"
     )
+
+
+def test_each_section_of_a_list_for_itself(problems: Problems) -> None:
+    text = "type: tiny\nmodel: {}\ndata:\n  sources:\n    - {type: lines}\n    - {type: lines, paht: x}\n    - {type: lines}\n"
+    found = problems(text)
+    assert [one.split(" |")[0] for one in found] == [
+        "5:7 `data.sources.0.path` is missing",
+        "6:21 `data.sources` has no key `paht`",
+        "7:7 `data.sources.2.path` is missing",
+    ]
 
 
 def test_problems_of_a_mapping_have_names(load: Load) -> None:
@@ -396,7 +406,7 @@ def test_broken_plugins_are_plugin_errors(catalog: Catalog, load: Load, tmp_path
     gone = Offer("scheduler", "gone", "ptrain-gone", "3.1", "no_such_module_at_all:X")
     with_gone = Catalog((*catalog.all, gone), catalog.classes)
     assert load(MINIMAL, catalog=with_gone).recipe.type == "tiny"
-    with pytest.raises(PluginError, match="ptrain-gone 3.1 can't be loaded: ModuleNotFoundError") as caught:
+    with pytest.raises(PluginError, match=r"ptrain-gone 3.1 can't be loaded: ModuleNotFoundError") as caught:
         load(f"{MINIMAL}scheduler: {{type: gone}}\n", catalog=with_gone)
     assert str(caught.value.problems[0].where) == f"{tmp_path}/r.yaml:4:19"
     with pytest.raises(RecipeError) as both:

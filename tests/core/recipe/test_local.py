@@ -90,8 +90,7 @@ def test_the_argument_needs_no_leave_and_wins(load: Load, code: Path, tmp_path: 
     other.write_text("import ptrain\nONE = 1\n")
     assert load(code=other).user_module is not None
     assert (
-        load("type: tiny\ncode: own/train_mine.py\nmodel: {}\ndata: {sources: [a]}\n", code=other).recipe.code
-        == other
+        load("type: tiny\ncode: own/train_mine.py\nmodel: {}\ndata: {sources: [a]}\n", code=other).recipe.code == other
     )
 
 
@@ -120,7 +119,7 @@ def test_files_of_one_name_in_two_folders(load: Load, code: Path, tmp_path: Path
 def test_a_name_that_is_offered_too(load: Load, code: Path) -> None:
     code.write_text("import ptrain\n@ptrain.register('scheduler', 'wsd')\nclass S(ptrain.Scheduler): ...\n")
     text = "type: tiny\nmodel: {}\ndata: {sources: [a]}\nscheduler: {type: TYPE}\n"
-    with pytest.raises(RecipeError, match="offered by ptrain-tiny 1.0 and train_mine.py"):
+    with pytest.raises(RecipeError, match=r"offered by ptrain-tiny 1.0 and train_mine.py"):
         load(text.replace("TYPE", "wsd"), code=code)
     assert load(text.replace("TYPE", "train_mine.py:wsd"), code=code).scheduler.__name__ == "S"
 

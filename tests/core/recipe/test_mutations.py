@@ -88,7 +88,7 @@ def keys(data: dict[str, Any]) -> list[Place]:
 
 def misspelt(key: str) -> set[str]:
     dropped = {key[:i] + key[i + 1 :] for i in range(len(key))}
-    inserted = {key[:i] + letter + key[i:] for i in range(len(key) + 1) for letter in ("x", key[max(i - 1, 0)], "_")}
+    inserted = {key[:i] + letter + key[i:] for i in range(len(key) + 1) for letter in ("x", key[max(i - 1, 0)])}
     swapped = {key[:i] + key[i + 1] + key[i] + key[i + 2 :] for i in range(len(key) - 1)}
     return (dropped | inserted | swapped) - {key, ""}
 

@@ -92,7 +92,7 @@ def test_fractions(text: str, value: float) -> None:
     ],
 )
 def test_no_numbers(text: str) -> None:
-    with pytest.raises(ValueError, match="number is expected|too large"):
+    with pytest.raises(ValueError, match=r"number is expected|too large"):
         parse_number(text, integral=False)
 
 

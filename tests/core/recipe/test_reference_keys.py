@@ -70,6 +70,8 @@ WORKS: dict[str, dict[str, Any]] = {
         "filter_samples": True,
         "pack_samples": True,
         "ignore_empty_think": True,
+        "div_length": 64,
+        "pad_to": "max_length",
     },
     "source": {
         "type": "huggingface_instruct",
@@ -128,8 +130,6 @@ REFUSED: dict[str, dict[str, str]] = {
         "use_data_cache": "always cached",
         "cache_processed_data": "always cached",
         "cache_fs_type": "file system",
-        "div_length": "padded",
-        "pad_to": "padded",
         "always_max_length": "overlength",
         "drop_last": "once an epoch",
         "fuse_positions_prob": "never see each other",

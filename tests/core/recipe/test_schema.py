@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -11,20 +12,21 @@ import yaml
 
 from ptrain.catalog import Catalog, Offer
 from ptrain.recipe.schema import schema
-from ptrain.recipe.tree import read
+from ptrain.recipe.tree import read, read_file
 
 pytestmark = pytest.mark.torch_free
 
+MINIMAL = "type: tiny\nmodel: {}\ndata: {sources: [a]}\n"
 RIGHT = [
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}",
+    MINIMAL,
     "type: tinier\nmodel: {layers: 2k}\ndata: {sources: a}",
-    "type: tinier\nmodel: {type: huggingface, dtype: torch.bfloat16}\ndata: {sources: [{type: lines, path: x}, {name_or_path: y}], eval_sources: []}",
-    "type: tiny\nmodel: {x-note: 1}\nx-note: {}\ndata: {type: tiny, sources: [a], max_length: 4ki, pack: true}\nepochs: 1.5\nseed: '7'",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\noptimizer: {lr: 1e-5}\nscheduler: {type: wsd, num_decay_steps: 3}\ntemp: 3",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\ncheckpoint: {type: huggingface}\nevaluation: [score]\ntrackers: [{type: shout, url: u}]",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nplugins: {splitter: {size: 2, halves: {left: 1}}}\nmetadata: {any: [thing]}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nplugins: {splitter: }\nlogger: {print_output_ranks: '*'}\nwandb: {enable: true, entity: null}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\ndeepspeed: {zero_optimization: {stage: 2, reduce_bucket_size: 5e8, max_live_parameters: 10M}}",
+    "type: tinier\nmodel: {type: huggingface, dtype: torch.bfloat16}\ndata: {sources: [{type: lines, path: x}, {name_or_path: y}], eval_sources: []}",  # noqa: E501
+    "type: tiny\nmodel: {x-note: 1}\nx-note: {}\ndata: {type: tiny, sources: [a], max_length: 4ki, pack: true}\nepochs: 1.5\nseed: '7'",  # noqa: E501
+    MINIMAL + "optimizer: {lr: 1e-5}\nscheduler: {type: wsd, num_decay_steps: 3}\ntemp: 3",
+    MINIMAL + "checkpoint: {type: huggingface}\nevaluation: [score]\ntrackers: [{type: shout, url: u}]",
+    MINIMAL + "plugins: {splitter: {size: 2, halves: {left: 1}}}\nmetadata: {any: [thing]}",
+    MINIMAL + "plugins: {splitter: }\nlogger: {print_output_ranks: '*'}\nwandb: {enable: true, entity: null}",
+    MINIMAL + "deepspeed: {zero_optimization: {stage: 2, reduce_bucket_size: 5e8, max_live_parameters: 10M}}",
     "type: tiny\nmodel: {type: 'ptrain-tiny:huggingface', whatever: 1}\ndata: {sources: [a]}",
     "type: mine\ncode: train.py\nmodel: {anything: 1}\ndata: {}",
 ]
@@ -43,18 +45,18 @@ WRONG = [
     "type: tiny\nmodel: {}\ndata: {sources: [{type: lines}]}",
     "type: tiny\nmodel: {}\ndata: {sources: [{paht: x}]}",
     "type: tiny\nmodel: {}\ndata: {sources: [a], type: dpo}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nsede: 1",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nseed: true",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nepochs: -1",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\neval_at_start: 'yes'",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nscheduler: {type: wsd}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nscheduler: {num_decay_steps: 3}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\ncheckpoint: [{output_dir: x}]",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nlogger: {level: loud}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nplugins: {spliter: {}}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\nplugins: {splitter: {sice: 1}}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\ndeepspeed: {zero_optimization: {stge: 2}}",
-    "type: tiny\nmodel: {}\ndata: {sources: [a]}\ndeepspeed: {train_batch_size: 2}",
+    MINIMAL + "sede: 1",
+    MINIMAL + "seed: true",
+    MINIMAL + "epochs: -1",
+    MINIMAL + "eval_at_start: 'yes'",
+    MINIMAL + "scheduler: {type: wsd}",
+    MINIMAL + "scheduler: {num_decay_steps: 3}",
+    MINIMAL + "checkpoint: [{output_dir: x}]",
+    MINIMAL + "logger: {level: loud}",
+    MINIMAL + "plugins: {spliter: {}}",
+    MINIMAL + "plugins: {splitter: {sice: 1}}",
+    MINIMAL + "deepspeed: {zero_optimization: {stge: 2}}",
+    MINIMAL + "deepspeed: {train_batch_size: 2}",
 ]
 
 
@@ -102,7 +104,7 @@ def test_broken_and_contested_offers(catalog: Catalog) -> None:
     wsd = next(cls for offer, cls in catalog.classes.items() if (offer.kind, offer.name) == ("scheduler", "wsd"))
     more = catalog.with_classes({Offer("scheduler", "wsd", "ptrain-other", "1", "x:X"): wsd})
     more = Catalog((*more.all, Offer("scheduler", "gone", "ptrain-gone", "1", "no_such_module_at_all:X")), more.classes)
-    text = "type: tiny\nmodel: {}\ndata: {sources: [a]}\nscheduler: {type: TYPE, num_decay_steps: STEPS}"
+    text = MINIMAL + "scheduler: {type: TYPE, num_decay_steps: STEPS}"
     validator = jsonschema.Draft202012Validator(schema(more))
     for name, steps, valid in [
         ("wsd", 3, False),
@@ -111,3 +113,30 @@ def test_broken_and_contested_offers(catalog: Catalog) -> None:
         ("ptrain-other:wsd", -3, False),
     ]:
         assert validator.is_valid(yaml.safe_load(text.replace("TYPE", name).replace("STEPS", str(steps)))) is valid
+
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = [
+    *sorted((ROOT / "recipes").glob("*.yaml")),
+    *sorted((ROOT.parent / "shared" / "reference-recipes").glob("*.yaml")),
+]
+NOT_HERE = ("swiftkv", "spec-decode")
+
+
+@pytest.fixture(scope="module")
+def installed() -> jsonschema.Draft202012Validator:
+    """A validator of the schema of what is installed."""
+    made = schema(Catalog.installed())
+    jsonschema.Draft202012Validator.check_schema(made)
+    assert [name for label, one in made["$defs"].items() for name in documented(one, label)] == []
+    return jsonschema.Draft202012Validator(made)
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in NOT_HERE], ids=lambda path: path.stem)
+def test_shipped_recipes(installed: jsonschema.Draft202012Validator, path: Path) -> None:
+    data = read_file(path).data
+    assert [error.message for error in installed.iter_errors(data)] == []
+    for key in [key for key in data if key != "code"]:
+        assert not installed.is_valid({("x" + name if name == key else name): value for name, value in data.items()})
+    for wrong in ({"sede": 1}, {"epochs": "many"}, {"optimizer": {"lr": True}}, {"deepspeed": {"optimizer": {}}}):
+        assert "code" in data or not installed.is_valid({**data, **wrong})

@@ -80,7 +80,8 @@ def test_positions() -> None:
 
 
 def test_anchors_and_merge_keys() -> None:
-    text = "x-base: &base {lr: 1, betas: [0.9, 0.99]}\na:\n  <<: *base\n  lr: 2\nb: *base\nc:\n  <<: [*base, {lr: 5, eps: 3}]\n"
+    text = "x-base: &base {lr: 1, betas: [0.9, 0.99]}\na:\n  <<: *base\n  lr: 2\nb: *base\n"
+    text += "c:\n  <<: [*base, {lr: 5, eps: 3}]\n"
     document = read(text)
     assert document.data["a"] == {"lr": 2, "betas": [0.9, 0.99]}
     assert document.data["b"] == {"lr": 1, "betas": [0.9, 0.99]}

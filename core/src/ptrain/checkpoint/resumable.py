@@ -118,7 +118,7 @@ def _json_only(state: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = json.loads(json.dumps(value))
         except TypeError:
             continue
-    return {key: value for key, value in found.items() if key != "lr_lambdas"}
+    return found
 
 
 def _divided(states: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

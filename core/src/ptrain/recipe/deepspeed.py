@@ -77,9 +77,7 @@ def take_refused(document: Document, block: Mapping[str, Any]) -> tuple[dict[str
 def _refusal(document: Document, name: str) -> Problem:
     where = document.position(("deepspeed", *name.split(".")))
     if name in REFUSED:
-        return Problem(
-            f"`deepspeed.{name}` can't be set in a recipe: {REFUSED[name]}", where, fix="leave it out"
-        )
+        return Problem(f"`deepspeed.{name}` can't be set in a recipe: {REFUSED[name]}", where, fix="leave it out")
     key = DERIVED[name]
     own = document.keys.get(tuple(key.split(".")))
     line = f" ({own})" if own else ""

@@ -23,16 +23,18 @@ def describe(field: FieldInfo) -> str:
     return _words(field.annotation, field.metadata)
 
 
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The typed sections that an annotation takes: itself, or members of a union."""
+    options = [annotation, *get_args(annotation)]
+    # `list[int]` passes for a class on Python 3.10.
+    classes = [one for one in options if isinstance(one, type) and get_origin(one) is None]
+    return [one for one in classes if issubclass(one, BaseModel)]
+
+
 def choices(field: FieldInfo) -> list[str]:
     """The words that the field takes, where it takes one of a few."""
     options = [field.annotation, *get_args(field.annotation)]
-    return [
-        word
-        for one in options
-        if get_origin(one) is Literal
-        for word in get_args(one)
-        if isinstance(word, str)
-    ]
+    return [word for one in options if get_origin(one) is Literal for word in get_args(one) if isinstance(word, str)]
 
 
 def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
@@ -47,15 +49,13 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is list:
         entries = "a list" if arguments[0] is Any else f"a list, each {_words(arguments[0])}"
         return (
-            f"{entries}; at least one"
-            if any(isinstance(one, annotated_types.MinLen) for one in metadata)
-            else entries
+            f"{entries}; at least one" if any(isinstance(one, annotated_types.MinLen) for one in metadata) else entries
         )
     if origin is tuple:
         return f"a list of {_NUMBERS.get(len(arguments), len(arguments))}, each {_words(arguments[0])}"
     if origin in (dict, Mapping):
         return "keys with values"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if sections_in(annotation):
         return "a section"
     return _PLAIN.get(annotation, getattr(annotation, "__name__", str(annotation))) + _bounds(metadata)
 

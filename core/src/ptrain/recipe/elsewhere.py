@@ -35,7 +35,6 @@ _MEMORY = Elsewhere(
     "record one in your own code: `torch.cuda.memory._record_memory_history()` in a `pre-step` callback",
 )
 _CACHED = Elsewhere("prepared data is always cached, keyed by its content", "leave it out")
-_PADDED = Elsewhere("a batch is padded to its longest row", "leave it out")
 _LAUNCHER = Elsewhere("the launcher sets it", "leave it out")
 
 _DPO_KEYS = ("ref_model", "beta", "ignore_label_index", "label_smoothing", "reference_model_deepspeed")
@@ -112,8 +111,6 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         "cache_fs_type": Elsewhere(
             "each machine prepares its data once, on whatever file system `data.cache_dir` is", "leave it out"
         ),
-        "div_length": _PADDED,
-        "pad_to": _PADDED,
         "always_max_length": Elsewhere(
             "no row is filled up beyond its own text", "use `overlength: split` and `pack_samples: true`"
         ),

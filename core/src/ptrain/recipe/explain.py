@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ptrain.errors import Problem
-from ptrain.recipe.describe import choices, describe
+from ptrain.recipe.describe import choices, describe, sections_in
 from ptrain.recipe.document import Document, Place
 from ptrain.recipe.elsewhere import key_elsewhere
 from ptrain.recipe.names import dotted, listed, show
@@ -38,8 +38,9 @@ class Explainer:
     accepted: dict[str, set[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     _unknown: list[tuple[str, str, Place, list[str]]] = field(default_factory=list)
-    _missing: dict[tuple[str, str], Problem] = field(default_factory=dict)
+    _missing: list[tuple[str, Place, Problem]] = field(default_factory=list)
     _meant: set[tuple[str, str]] = field(default_factory=set)
+    _meant_here: set[Place] = field(default_factory=set)
 
     def knows(self, label: str, keys: Iterable[str], config: type[BaseModel] | None = None) -> None:
         """Note which keys the section `label` accepts, and those of the sections within its `config`."""
@@ -53,13 +54,17 @@ class Explainer:
     def result(self) -> list[Problem]:
         """Every problem; a missing key is left out where a misspelt one is reported that means it."""
         unknown = [self._explained(*one) for one in self._unknown]
-        kept = [problem for what, problem in self._missing.items() if what not in self._meant]
+        kept = [
+            problem
+            for label, place, problem in self._missing
+            if (label, place[-1]) not in self._meant and place not in self._meant_here
+        ]
         return self.problems + unknown + kept
 
     def missing(self, label: str, key: str, place: Place, expected: str | None) -> None:
         """Note that the section at `place` lacks `key`."""
-        name = dotted((*place, key))
-        self._missing[label, key] = Problem(f"`{name}` is missing", self.document.position(place), expected)
+        problem = Problem(f"`{dotted((*place, key))}` is missing", self.document.position(place), expected)
+        self._missing.append((label, (*place, key), problem))
 
     def section(self, section: Section, error: ValidationError, aliases: Mapping[str, str]) -> None:
         """Explain what pydantic found in `section`; `aliases` are the spellings that it was given in."""
@@ -87,20 +92,21 @@ class Explainer:
         kind = "source" if label in ("data.sources", "data.eval_sources") else label
         if advice := key_elsewhere(kind, key):
             return Problem(f"{message} here: {advice.reason}", where, fix=advice.fix)
-        fix = self._fix(label, key, own)
+        fix = self._fix(label, key, place, own)
         expected = None if fix or len(own) > MANY else f"one of {listed(own)}"
         return Problem(message, where, expected, fix)
 
-    def _fix(self, label: str, key: str, own: Sequence[str]) -> str | None:
-        """What was likely meant: the same key of another section, a similar one here or there, another part's."""
+    def _fix(self, label: str, key: str, place: Place, own: Sequence[str]) -> str | None:
+        """What was likely meant: a similar key here, the same or a similar one elsewhere, or another part's."""
         near, homes = closest(key, own), self._homes(label, key)
-        if near and distance(key, near) > 1 and (homes or self._better(label, key, near)):
+        better = None if homes else self._better(label, key, near)
+        if near and (better or (homes and distance(key, near) > 1)):
             near = None
-        guesses = [(label, near)] if near else []
-        guesses += [(home, key) for home in homes]
-        if not guesses and (better := self._better(label, key, near)):
-            guesses = [better]
-        self._meant.update(guesses)
+        elsewhere = [(home, key) for home in homes] or ([better] if better else [])
+        self._meant.update(elsewhere)
+        if near:
+            self._meant_here.add((*place[:-1], near))
+        guesses = ([(label, near)] if near else []) + elsewhere
         if guesses:
             return _advice(label, key, guesses[:MOST_GUESSES])
         others = [f"`type: {other}`" for other, keys in self.related(label).items() if key in keys]
@@ -109,7 +115,8 @@ class Explainer:
     def _homes(self, label: str, key: str) -> list[str]:
         """Other sections that accept exactly `key`; those that lack it are named alone, if any does."""
         homes = [other for other, keys in self.accepted.items() if other != label and key in keys]
-        return [home for home in homes if (home, key) in self._missing] or homes
+        lacking = {home for home, place, _ in self._missing if place[-1] == key}
+        return [home for home in homes if home in lacking] or homes
 
     def _better(self, label: str, key: str, near: str | None) -> tuple[str, str] | None:
         """`(section, key)` elsewhere that is closer to `key` than `near` is."""
@@ -127,7 +134,7 @@ class Explainer:
         holder: type[BaseModel] = section.config
         for step in outer:
             holder = _model_of(holder, step) or holder
-        label = ".".join([section.label, *map(str, outer)])
+        label = ".".join([*([section.label] if section.label else []), *map(str, outer)])
         own = set(holder.model_fields) if outer else section.accepts
         self.unknown(label, str(key), (*section.place, *inner), own)
 
@@ -189,8 +196,7 @@ def _at(data: Any, place: Place) -> Any:
 
 def _model_of(config: type[BaseModel], step: str | int) -> type[BaseModel] | None:
     info = config.model_fields.get(str(step))
-    options = [] if info is None else [info.annotation, *get_args(info.annotation)]
-    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return next(iter(sections_in(info.annotation)), None) if info else None
 
 
 def _field(config: Any, place: Sequence[str | int]) -> FieldInfo | None:

@@ -45,9 +45,7 @@ def gather(resolver: Resolver, name: str, trainer: Any) -> Gathered:
     """Find the owner of every section; what has none was noted in `resolver`."""
     data = resolver.document.data
     own = Section("", (), {}, trainer.Config, trainer)
-    core = Section(
-        "", (), {key: value for key, value in data.items() if key in CORE_KEYS}, sections.CoreConfig
-    )
+    core = Section("", (), {key: value for key, value in data.items() if key in CORE_KEYS}, sections.CoreConfig)
     own.data = {key: value for key, value in data.items() if key in own.accepts}
     found = Gathered(core, own)
     for label, kind in SINGLE.items():

@@ -178,9 +178,7 @@ class _Loading:
             # Sources are judged one by one: here they only hold the place, also of what is wrong.
             for label in SOURCES:
                 if data.get(label, []) != []:
-                    data[label] = [one.value or _STAND_IN for one in found.lists[f"data.{label}"]] or [
-                        _STAND_IN
-                    ]
+                    data[label] = [one.value or _STAND_IN for one in found.lists[f"data.{label}"]] or [_STAND_IN]
         try:
             section.value = section.config.model_validate(data)
         except ValidationError as error:

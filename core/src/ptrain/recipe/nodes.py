@@ -39,9 +39,7 @@ class Reading:
         """The data of `node`, which stands at `place`; None where a problem was noted."""
         self._count += 1
         if self._count > MOST_VALUES:
-            raise RecipeError(
-                f"the anchors unfold to more than {MOST_VALUES} values", where=self._where(node)
-            )
+            raise RecipeError(f"the anchors unfold to more than {MOST_VALUES} values", where=self._where(node))
         self.document.values[place] = self._where(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)

@@ -31,9 +31,7 @@ def parse_number(text: str, integral: bool) -> int | float:
     exact = _exact(text.strip())
     if exact is None:
         kind = "a whole number" if integral else "a number"
-        raise ValueError(
-            f"{kind} is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `{text}`"
-        )
+        raise ValueError(f"{kind} is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `{text}`")
     if integral:
         return _whole(exact, text)
     try:

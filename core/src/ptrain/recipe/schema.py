@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -12,6 +12,7 @@ from ptrain.catalog import Catalog
 from ptrain.recipe import sections
 from ptrain.recipe.config import NOTE, Config
 from ptrain.recipe.deepspeed_keys import DeepSpeedConfig
+from ptrain.recipe.describe import sections_in
 from ptrain.recipe.names import LISTS, REQUIRED, SINGLE, SOURCES
 from ptrain.recipe.resolve import PARTS
 
@@ -38,9 +39,7 @@ def schema(catalog: Catalog) -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe of ptrain",
         "type": "object",
-        "properties": {
-            "type": {"type": "string", "description": "The trainer.", "examples": sorted(trainers)}
-        },
+        "properties": {"type": {"type": "string", "description": "The trainer.", "examples": sorted(trainers)}},
         "required": ["type", *REQUIRED],
         "allOf": [known, *branches],
         "$defs": building.definitions,
@@ -76,9 +75,7 @@ class _Building:
         fixed = {label: {"$ref": self.config(label, config)} for label, config in plain.items()}
         own_keys = {**self._keys(core), **self._keys(own), **parts, **lists, **fixed}
         data = {"data": self.data(name, trainer, defaults.get("source")), "plugins": self.plugins()}
-        return self._closed(
-            {"properties": {"type": True, **own_keys, **data}, "required": self._required(own)}
-        )
+        return self._closed({"properties": {"type": True, **own_keys, **data}, "required": self._required(own)})
 
     def _keys(self, reference: str) -> Schema:
         return self.definitions[reference.removeprefix("#/$defs/")]["properties"]
@@ -165,9 +162,8 @@ def _within(config: type[BaseModel]) -> set[type[BaseModel]]:
     """The sections within a section, at any depth."""
     found: set[type[BaseModel]] = set()
     for info in config.model_fields.values():
-        for one in (info.annotation, *get_args(info.annotation)):
-            if isinstance(one, type) and issubclass(one, BaseModel):
-                found |= {one, *_within(one)}
+        for one in sections_in(info.annotation):
+            found |= {one, *_within(one)}
     return found
 
 

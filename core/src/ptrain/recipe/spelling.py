@@ -65,6 +65,4 @@ def _winner(document: Document, *spellings: Place) -> Place | None:
 def _given_twice(document: Document, one: Place, other: Place) -> Problem:
     first, second = sorted((document.position(one), document.position(other)))
     lines = f", lines {first.line} and {second.line}" if first.line < second.line else ""
-    return Problem(
-        f"`{dotted(other)}` is given twice{lines}: `{dotted(one)}` is the same key", second, fix="keep one"
-    )
+    return Problem(f"`{dotted(other)}` is given twice{lines}: `{dotted(one)}` is the same key", second, fix="keep one")

@@ -50,9 +50,7 @@ def read(text: str, file: str = "recipe") -> Document:
         raise RecipeError("the recipe is empty", where=Position(file), expected=expected)
     if not isinstance(node, yaml.MappingNode):
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise RecipeError(
-            f"the recipe is {kind}", where=position(node, file), expected="keys: `type: ...`, ..."
-        )
+        raise RecipeError(f"the recipe is {kind}", where=position(node, file), expected="keys: `type: ...`, ...")
     reading = Reading(document)
     document.data = reading.value(node, ())
     if reading.problems:

@@ -58,9 +58,10 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that either version of YAML would take for something else."""
 
     yaml_implicit_resolvers = {
-        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_CoreSchema.yaml_implicit_resolvers.get(first, ())]
-        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_CoreSchema.yaml_implicit_resolvers}
-    }  # fmt: skip
+        first: [*one.get(first, ()), *other.get(first, ())]
+        for one, other in [(yaml.SafeDumper.yaml_implicit_resolvers, _CoreSchema.yaml_implicit_resolvers)]
+        for first in {*one, *other}
+    }
 
 
 def write(data: Any) -> str:
