@@ -154,9 +154,7 @@ class Catalog:
         if guess is None and (advice := part_elsewhere(kind, bare)):
             return PluginError(f"{message} here: {advice.reason}", expected=expected, fix=advice.fix)
         if guess is None and kinds:
-            return PluginError(
-                f"{message}: that is the name of a {' and of a '.join(kinds)}", expected=expected
-            )
+            return PluginError(f"{message}: that is the name of a {' and of a '.join(kinds)}", expected=expected)
         return PluginError(message, expected=expected, fix=f"write `{guess}`" if guess else None)
 
 
@@ -175,11 +173,7 @@ def _check_requirement(offer: Offer) -> None:
         except InvalidRequirement:
             continue
         applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if (
-            applies
-            and _normal(wanted.name) == CORE
-            and not wanted.specifier.contains(running, prereleases=True)
-        ):
+        if applies and _normal(wanted.name) == CORE and not wanted.specifier.contains(running, prereleases=True):
             raise PluginError(
                 f"{offer.kind} {offer} needs another {CORE}: it wants {CORE}{wanted.specifier}, got {running}",
                 expected=f"{CORE}{wanted.specifier}",
@@ -210,11 +204,7 @@ def _checked(offer: Offer, found: Any) -> Any:
     if base is None:
         return found
     if not (isinstance(found, type) and issubclass(found, base)):
-        got = (
-            f"a class that is none ({found.__qualname__})"
-            if isinstance(found, type)
-            else type(found).__name__
-        )
+        got = f"a class that is none ({found.__qualname__})" if isinstance(found, type) else type(found).__name__
         raise PluginError(
             f"{offer.kind} {offer} is {got}",
             expected=f"a subclass of `ptrain.{base.__name__}` at `{offer.value}`",

@@ -128,7 +128,19 @@ def _write(engine: Engine, parameter: nn.Parameter, tensors: Tensors) -> None:
         return
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+    _write_model_weight(engine, parameter, tensors[WEIGHT])
     safe_set_full_fp32_param(parameter, tensors[WEIGHT])
     for key, value in tensors.items():
         if key != WEIGHT:
             safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _write_model_weight(engine: Engine, parameter: nn.Parameter, weight: torch.Tensor) -> None:
+    """The weight that the model computes with: ZeRO makes it from the fp32 one only at its next step."""
+    if engine.stage < 3:
+        parameter.data.copy_(weight)
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        parameter.data.copy_(weight)

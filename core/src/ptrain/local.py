@@ -63,9 +63,7 @@ def register(kind: str, name: str) -> Callable[[C], C]:
     from ptrain.parts import KINDS
 
     if kind not in KINDS:
-        raise PluginError(
-            f"there is no kind `{kind}`", expected="one of " + ", ".join(f"`{k}`" for k in KINDS)
-        )
+        raise PluginError(f"there is no kind `{kind}`", expected="one of " + ", ".join(f"`{k}`" for k in KINDS))
     if not name or ":" in name:
         raise PluginError(f"`{name}` can't be the name of a {kind}", expected="text without `:`")
 
@@ -108,9 +106,7 @@ def load_code(path: Path) -> UserCode:
     }
     names = [(kind, name) for kind, name, _ in registered]
     if twice := next((one for one in names if names.count(one) > 1), None):
-        raise PluginError(
-            f"{path.name} registers the {twice[0]} `{twice[1]}` twice", where=Position(str(path))
-        )
+        raise PluginError(f"{path.name} registers the {twice[0]} `{twice[1]}` twice", where=Position(str(path)))
     return UserCode(path, module, text, digest, offers)
 
 

@@ -216,7 +216,7 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
         ("logger:", "4:8 `logger` is empty | keys with values | leave it out, or give it keys"),
         (
             "logger: {level: WARN}",
-            '4:17 `logger.level` is "WARN" | one of `DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL` | ',
+            '4:17 `logger.level` is "WARN" | one of `DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL` | write `WARNING`',
         ),
         (
             "logger: {level: info}",
@@ -290,6 +290,15 @@ def test_one_problem(problems: Problems, more: str, found: str) -> None:
             '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo',  # noqa: E501
         ),
         (
+            "{sources: [a], type: lines}",
+            '3:28 `data.type` is "lines", but the trainer, which owns `data`, is `tiny` | `tiny` | '
+            "it is a type of source: write `{type: lines, ...}` in `data.sources`",
+        ),
+        (
+            "{sources: [{name_or_path: x, path: y}]}",
+            "3:36 `data.sources` has no key `path` |  | it is a key of `type: lines`",
+        ),
+        (
             "{sources: [a], type: other}",
             '3:28 `data.type` is "other", but the trainer, which owns `data`, is `tiny` | `tiny` | leave it out',
         ),
@@ -309,6 +318,11 @@ def test_one_problem_of_data(problems: Problems, data: str, found: str) -> None:
         (
             "model: {}\ndata: {sources: [a]}\n",
             "1:1 `type` is missing: the recipe names no trainer | one of `tinier`, `tiny` | ",
+        ),
+        (
+            "model: {type: tiny}\ndata: {sources: [a]}\n",
+            "1:1 `type` is missing: the recipe names no trainer | one of `tinier`, `tiny` | "
+            "move `type` of `model` to the top level",
         ),
         ("type:\nmodel: {}\n", "1:6 `type` is empty | the name of a trainer | "),
         ("type: tinny\nmodel: {}\n", "1:7 there is no trainer `tinny` | one of `tinier`, `tiny` | write `tiny`"),
@@ -354,7 +368,8 @@ epochs: -1
 
 
 def test_each_section_of_a_list_for_itself(problems: Problems) -> None:
-    text = "type: tiny\nmodel: {}\ndata:\n  sources:\n    - {type: lines}\n    - {type: lines, paht: x}\n    - {type: lines}\n"
+    text = "type: tiny\nmodel: {}\ndata:\n  sources:\n"
+    text += "    - {type: lines}\n    - {type: lines, paht: x}\n    - {type: lines}\n"
     found = problems(text)
     assert [one.split(" |")[0] for one in found] == [
         "5:7 `data.sources.0.path` is missing",

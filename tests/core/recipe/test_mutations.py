@@ -141,20 +141,26 @@ def home(place: Place) -> str:
     return f"in `{'.'.join(named)}`" if named else "at the top level"
 
 
-def is_right(mutation: Mutation, error: PtrainError) -> bool:
+def is_right(mutation: Mutation, data: dict[str, Any], error: PtrainError) -> bool:
     """Whether some problem says which key was meant, and, of a moved key, where it belongs."""
-    original = str(mutation.place[-1])
-    told = str(error)
+    original, fixes = str(mutation.place[-1]), [problem.fix or "" for problem in error.problems]
     if mutation.target == mutation.place[:-1]:
-        return any(f"`{original}`" in (problem.fix or "") for problem in error.problems)
+        return any(f"`{original}`" in fix for fix in fixes)
+    belongs = [
+        home(mutation.place),
+        # A key that DeepSpeed has too: "remove it and set `optimizer`".
+        f"set `{'.'.join(map(str, mutation.place))}`",
+        # A type that is not there: "it is a key of `type: train`", says the section that lacks it.
+        f"`type: {at(data, mutation.place)}`",
+    ]
     # Where the other section takes the key, what is left is that the first one lacks it.
-    lacks = f"`{'.'.join(map(str, mutation.place))}` is missing"
-    lacks_type = f"`{'.'.join(map(str, mutation.place[:-1]))}` has no `{original}`"
-    return (
-        any(home(mutation.place) in (problem.fix or "") for problem in error.problems)
-        or lacks in told
-        or lacks_type in told
-    )
+    lacks = [
+        f"`{'.'.join(map(str, mutation.place))}` is missing",
+        f"`{'.'.join(map(str, mutation.place[:-1]))}` has no `{original}`",
+    ]
+    lacks.append(f"`{original}` is missing: the recipe names no trainer" if len(mutation.place) == 1 else lacks[0])
+    messages = [problem.message for problem in error.problems]
+    return any(words in fix for words in belongs for fix in fixes) or any(one in messages for one in lacks)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,7 @@ def judged(path: Path, catalog: Catalog, mutations: Iterator[Mutation]) -> list[
             loaded = load_recipe(mutation.apply(data), catalog=catalog)
         except PtrainError as error:
             assert error.exit_code == 2
-            found.append((mutation, str(error), is_right(mutation, error)))
+            found.append((mutation, str(error), is_right(mutation, data, error)))
         else:
             assert mutation.key in accepted(loaded, mutation.target), f"{mutation} was taken"
             found.append((mutation, None, True))

@@ -122,7 +122,7 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         **dict.fromkeys(_EMBED_DATA_KEYS, _EMBED),
     },
     "source": {
-        **dict.fromkeys(("sql", "table_name", "dataset_uri", "column_mapping", "limit", "batch_size"), _SNOWFLAKE),
+        **dict.fromkeys(("sql", "table_name", "dataset_uri", "column_mapping"), _SNOWFLAKE),
     },
 }  # fmt: skip
 """By section ("" is the top level), then by key."""

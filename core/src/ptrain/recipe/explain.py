@@ -39,8 +39,8 @@ class Explainer:
     problems: list[Problem] = field(default_factory=list)
     _unknown: list[tuple[str, str, Place, list[str]]] = field(default_factory=list)
     _missing: list[tuple[str, Place, Problem]] = field(default_factory=list)
-    _meant: set[tuple[str, str]] = field(default_factory=set)
-    _meant_here: set[Place] = field(default_factory=set)
+    _meant: set[Place] = field(default_factory=set)
+    _meant_in: set[tuple[str, str]] = field(default_factory=set)
 
     def knows(self, label: str, keys: Iterable[str], config: type[BaseModel] | None = None) -> None:
         """Note which keys the section `label` accepts, and those of the sections within its `config`."""
@@ -57,7 +57,7 @@ class Explainer:
         kept = [
             problem
             for label, place, problem in self._missing
-            if (label, place[-1]) not in self._meant and place not in self._meant_here
+            if place not in self._meant and (label, place[-1]) not in self._meant_in
         ]
         return self.problems + unknown + kept
 
@@ -97,20 +97,23 @@ class Explainer:
         return Problem(message, where, expected, fix)
 
     def _fix(self, label: str, key: str, place: Place, own: Sequence[str]) -> str | None:
-        """What was likely meant: a similar key here, the same or a similar one elsewhere, or another part's."""
+        """What was likely meant: a similar key here, the same one elsewhere, a similar one elsewhere."""
         near, homes = closest(key, own), self._homes(label, key)
-        better = None if homes else self._better(label, key, near)
-        if near and (better or (homes and distance(key, near) > 1)):
-            near = None
-        elsewhere = [(home, key) for home in homes] or ([better] if better else [])
-        self._meant.update(elsewhere)
-        if near:
-            self._meant_here.add((*place[:-1], near))
-        guesses = ([(label, near)] if near else []) + elsewhere
-        if guesses:
-            return _advice(label, key, guesses[:MOST_GUESSES])
         others = [f"`type: {other}`" for other, keys in self.related(label).items() if key in keys]
-        return f"it is a key of {', '.join(others[:MOST_GUESSES])}" if others else None
+        if near and distance(key, near) > 1 and (homes or others or self._better(label, key, near)):
+            near = None
+        told = [f"write `{near}`"] if near else []
+        if near:
+            self._meant.add((*place[:-1], near))
+        if others:
+            told.append(f"it is a key of {', '.join(others[:MOST_GUESSES])}")
+        if homes:
+            told.append(f"it belongs {' or '.join(map(_in, homes[:MOST_GUESSES]))}")
+            self._meant_in.update((home, key) for home in homes)
+        if not told and (better := self._better(label, key, near)):
+            told.append(f"write `{better[1]}` {_in(better[0])}")
+            self._meant_in.add(better)
+        return ", or ".join(told) or None
 
     def _homes(self, label: str, key: str) -> list[str]:
         """Other sections that accept exactly `key`; those that lack it are named alone, if any does."""
@@ -156,15 +159,6 @@ class Explainer:
         guess = closest(value, choices(info)) if info and isinstance(value, str) else None
         fix = f"write `{guess}`" if guess else None
         self.problems.append(Problem(f"`{dotted(place)}` is {show(value)}", where, expected, fix))
-
-
-def _advice(label: str, key: str, guesses: Sequence[tuple[str, str]]) -> str:
-    """What to do about `key` of section `label`, which was likely meant to be one of `(section, key)`."""
-    told = [f"write `{guess}`" for home, guess in guesses if home == label]
-    told += [f"write `{guess}` {_in(home)}" for home, guess in guesses if home != label and guess != key]
-    if homes := [_in(home) for home, guess in guesses if home != label and guess == key]:
-        told.append(f"it belongs {' or '.join(homes)}")
-    return ", or ".join(told)
 
 
 def _in(label: str) -> str:

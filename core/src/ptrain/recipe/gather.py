@@ -49,10 +49,9 @@ def gather(resolver: Resolver, name: str, trainer: Any) -> Gathered:
     own.data = {key: value for key, value in data.items() if key in own.accepts}
     found = Gathered(core, own)
     for label, kind in SINGLE.items():
-        if (label in data or label not in REQUIRED) and (
-            part := resolver.part(label, (label,), data.get(label, {}), kind)
-        ):
-            found.single[label] = part
+        if label in data or label not in REQUIRED:
+            part = resolver.part(label, (label,), data.get(label, {}), kind)
+            found.single |= {label: part} if part else {}
     for label, kind in LISTS.items():
         value = data.get(label, resolver.defaults.get(kind))
         if value is not None or label in data:
@@ -117,12 +116,15 @@ def _check_data_type(resolver: Resolver, given: Any, name: str) -> None:
     if given in (None, "", name, bare):
         return
     advice = part_elsewhere("data", str(given))
+    fix = advice.fix if advice else "leave it out"
+    if given in resolver.catalog.names("source"):
+        fix = f"it is a type of source: write `{{type: {given}, ...}}` in `data.sources`"
     resolver.problems.append(
         Problem(
             f"`data.type` is {show(given)}, but the trainer, which owns `data`, is `{bare}`",
             resolver.document.value_position(("data", "type")),
             f"`{bare}`",
-            advice.fix if advice else "leave it out",
+            fix,
         )
     )
 

@@ -83,11 +83,19 @@ class Resolver:
         name, place = self._type_in(self.document.data, (), "trainer")
         if name is None:
             if "type" not in self.document.data:
-                self._wrong("`type` is missing: the recipe names no trainer", (), self._one_of("trainer"))
+                message = "`type` is missing: the recipe names no trainer"
+                self._wrong(message, (), self._one_of("trainer"), self._misplaced_trainer())
             return "", None
         trainer = self.load("trainer", name, self.document.value_position(place))
         self.defaults = {**PARTS, **getattr(trainer, "parts", {})}
         return name, trainer
+
+    def _misplaced_trainer(self) -> str | None:
+        """What to do where the name of a trainer stands in a section."""
+        for label, section in self.document.data.items():
+            if isinstance(section, Mapping) and section.get("type") in self.catalog.names("trainer"):
+                return f"move `type` of `{label}` to the top level"
+        return None
 
     def part(self, label: str, place: Place, value: Any, kind: str) -> Section | None:
         """The section at `place`, which is one part; None where a problem was noted."""

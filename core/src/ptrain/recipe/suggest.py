@@ -25,8 +25,9 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
     `-`, `_` and case do not count. A name of up to five characters may be off by one, a longer one by a third
     of its length. Of equally close ones the one of the same letters wins, then the longest common beginning.
+    A beginning of at least three characters that only one name has means that name.
     """
-    plain = _plain(name)
+    plain, known = _plain(name), sorted(known)
     best: tuple[int, bool, int, str] | None = None
     for candidate in known:
         off = distance(plain, _plain(candidate))
@@ -39,7 +40,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
         )
         if off <= allowed and (best is None or rank < best):
             best = rank
-    return best[3] if best else None
+    if best:
+        return best[3]
+    begun = [candidate for candidate in known if len(plain) >= 3 and _plain(candidate).startswith(plain)]
+    return begun[0] if len(begun) == 1 else None
 
 
 def _plain(name: str) -> str:
