@@ -286,7 +286,7 @@ def test_ordinary_names_in_user_code_are_left_alone() -> None:
     exec("def load(path):\n    return path\n", module.__dict__)
     stack(user=module)
     exec("def loss(run, batch):\n    return 1\n", module.__dict__)
-    with pytest.raises(PluginError, match="no `@ptrain.hookimpl`"):
+    with pytest.raises(PluginError, match=r"no `@ptrain\.hookimpl`"):
         stack(user=module)
 
 

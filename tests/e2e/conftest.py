@@ -76,7 +76,6 @@ def recipes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recip
 def prepared(tmp_path: Path) -> Callable[..., Path]:
     """Prepares a recipe given as a mapping and returns the file that workers start from."""
     from ptrain.recipe.load import load_recipe
-
     from ptrain.train import prepare_run
 
     number = iter(range(10_000))

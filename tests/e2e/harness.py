@@ -13,9 +13,28 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-WORDS = (
-    "one two three four five six seven eight nine ten red green blue small large old new cat dog bird"
-).split()  # noqa: SIM905
+WORDS = [
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "old",
+    "new",
+    "cat",
+    "dog",
+    "bird",
+]
 
 
 def conversations(count: int, seed: int = 0, longest: int = 30) -> Iterator[dict[str, Any]]:

@@ -107,7 +107,9 @@ def test_the_export_loads_and_generates(recipe_file: Any, tmp_path: Path) -> Non
     assert code == 0, err
     folder = out.strip().splitlines()[-1].split("model: ")[1].split(";")[0].strip()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "one"}], add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "one"}], add_generation_prompt=True, tokenize=False
+    )
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     made = model.generate(ids, max_new_tokens=4, do_sample=False)
     assert made.shape[1] > ids.shape[1]

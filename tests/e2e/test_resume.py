@@ -78,7 +78,7 @@ def test_a_checkpoint_of_another_model_is_refused(recipes: Any, prepared: Any, t
     cut = prepared(recipes(checkpoint=SAVES, exit_iteration=3), "cut")
     run_workers([cut], 1)
     changed = recipes(checkpoint=SAVES, model={"hf_config_kwargs": {"intermediate_size": 96}})
-    with pytest.raises(PtrainError, match="another recipe.*intermediate_size"):
+    with pytest.raises(PtrainError, match=r"another recipe.*intermediate_size"):
         prepared(changed, "cut", resume=True)
 
 

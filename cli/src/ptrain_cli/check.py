@@ -27,7 +27,7 @@ def command(
     from ptrain.recipe.machine import machine_problems
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
-    for problem in machine_problems(loaded):
+    for problem in [*loaded.warnings, *machine_problems(loaded)]:
         show("warning", str(problem))
     typer.echo(f"ok: {recipe} ({loaded.recipe.type})")
     return 0

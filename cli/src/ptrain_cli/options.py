@@ -23,9 +23,7 @@ def _set_debug(wanted: bool) -> None:
 
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
-Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
-]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -37,6 +35,4 @@ Code = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Python code of your own that is the top layer of plugins."),
 ]
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Run the file that `code:` in the recipe names.")
-]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the file that `code:` in the recipe names.")]

@@ -65,9 +65,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     columns = ("kind", "name", "distribution", "version", "status", "provides")
     lines = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    text = [
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     reasons = [f"{row['kind']} {row['name']}: {row['reason']}" for row in rows if row["reason"]]
     return "\n".join([*text, *(["", *reasons] if reasons else [])])

@@ -172,9 +172,7 @@ def command(
     plan = make_plan(arguments)
     signal.signal(signal.SIGTERM, _terminated)
     spec = prepare_run(loaded, recipe, resume=resume, restart=restart, command=sys.argv)
-    code_of_run = start(
-        plan, spec, loaded.recipe.logger, debug=Settings.debug, python_profile=python_profile.value
-    )
+    code_of_run = start(plan, spec, loaded.recipe.logger, debug=Settings.debug, python_profile=python_profile.value)
     leave(code_of_run)
 
 

@@ -21,7 +21,7 @@ def command(debug: Debug = False) -> int:
     import json
 
     from ptrain.catalog import Catalog
-    from ptrain.recipe.load import schema
+    from ptrain.recipe.schema import schema
 
     typer.echo(json.dumps(schema(Catalog.installed()), indent=2))
     return 0

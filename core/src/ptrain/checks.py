@@ -11,13 +11,14 @@ from ptrain.errors import CheckpointError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from ptrain.recipe.load import Loaded
+    from ptrain.recipe.sections import Recipe
     from ptrain.run import Run
 
 BYTES_PER_PARAMETER = 12
 """fp32 weights and two moments: what a resumable checkpoint holds."""
 
 
-def check_directory(directory: Path, loaded: Loaded, *, resume: bool, restart: bool) -> None:
+def check_directory(directory: Path, *, resume: bool, restart: bool) -> None:
     """Raise RecipeError where the run directory can't be used.
 
     It can't be made or written, or it belongs to a run with another recipe, or to one that was not asked to
@@ -38,22 +39,28 @@ def check_directory(directory: Path, loaded: Loaded, *, resume: bool, restart: b
             fix="add `--resume` to go on with that run, `--restart` to begin anew (the old one is renamed), "
             "or `-o output_dir=...`",
         )
-    check_same_recipe(directory, loaded)
 
 
-def check_same_recipe(directory: Path, loaded: Loaded) -> None:
-    """Raise RecipeError where the run directory belongs to a recipe with other results."""
-    from ptrain.recipe.dump import dump, result_hash
+def recipe_hash(loaded: Loaded, recipe: Recipe) -> str:
+    """The hash of the keys that change results, and of the user's code."""
+    from ptrain.recipe.dump import result_hash
+
+    return result_hash(recipe, loaded.user_code.sha256 if loaded.user_code else "")
+
+
+def check_same_recipe(directory: Path, loaded: Loaded, recipe: Recipe) -> None:
+    """Raise RecipeError where the run directory belongs to a recipe with other results; `recipe` is configured."""
+    from ptrain.recipe.dump import dump
 
     spec = directory / "run.json"
     if not spec.exists():
         return
     content = json.loads(spec.read_text(encoding="utf-8"))
-    if content["recipe_hash"] == result_hash(loaded.recipe):
+    if content["recipe_hash"] == recipe_hash(loaded, recipe):
         return
-    changed = differing(content["recipe"], dump(loaded.recipe))
+    changed = differing(content["recipe"], dump(recipe))
     raise RecipeError(
-        f"`{directory}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the keys differ"),
+        f"`{directory}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the user code differs"),
         fix="resume with the recipe of that run, or give this one its own `output_dir`",
     )
 

@@ -60,6 +60,7 @@ def configure(run: Run) -> list[Problem] | None:
     When: after every section was validated by its owner, before anything is loaded. No torch, no network.
     `run.derive(key, value, because=...)` sets a value of the recipe that was not given.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -68,6 +69,7 @@ def create_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
     When: while data is prepared and again in every worker. Sets `run.tokenizer`.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -77,6 +79,7 @@ def load(run: Run, source: Source) -> Dataset:
     When: during preparation, once for each source.
     Raises: DataError with file, row and field.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -86,6 +89,7 @@ def split(run: Run, dataset: Dataset) -> Mapping[str, Dataset]:
     When: after the training sources were loaded and joined; the rows of `eval_sources` are added to "eval"
     afterwards. A part without rows is an empty Dataset, never None.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -96,6 +100,7 @@ def process(run: Run, split: str, dataset: Dataset) -> Dataset:
     ints; `labels` is aligned with `input_ids` (not shifted), -100 where nothing is learnt.
     When: during preparation, before any process group exists; the result is cached.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -105,21 +110,25 @@ def create_dataloader(run: Run, split: str, dataset: Dataset) -> Iterable[Batch]
     When: once for each split, in every worker. A batch holds `input_ids`, `shift_labels`, `position_ids`,
     `document_ids`, all int64 [b, s], and `document_lengths`.
     """
+    ...
 
 
 @hookspec(firstresult=True)
 def create_config(run: Run) -> PretrainedConfig:
     """Return the model's Hugging Face configuration. Kind: first. Default: the model part."""
+    ...
 
 
 @hookspec(firstresult=True)
 def create_model(run: Run, config: PretrainedConfig) -> PreTrainedModel:
     """Return the model. Kind: first. Default: the model part. Wrap it to replace modules."""
+    ...
 
 
 @hookspec(firstresult=True)
 def create_optimizer(run: Run, model: PreTrainedModel) -> torch.optim.Optimizer:
     """Return the optimizer. Kind: first. Default: the optimizer part."""
+    ...
 
 
 @hookspec(firstresult=True)
@@ -127,6 +136,7 @@ def create_scheduler(
     run: Run, optimizer: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Return the learning-rate schedule; `total_steps` counts optimizer steps. Kind: first. Default: the part."""
+    ...
 
 
 @hookspec(firstresult=True)
@@ -137,6 +147,7 @@ def create_engine(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> Any:
     """Return the engine that owns forward, backward and update. Kind: first. Default: DeepSpeed."""
+    ...
 
 
 @hookspec
@@ -145,6 +156,7 @@ def before_training(run: Run) -> None:
 
     When: after the engine exists and a checkpoint was loaded, in every worker.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -154,11 +166,13 @@ def count(run: Run, batch: Batch) -> Mapping[str, float]:
     Default: `{"loss": number of labels}`. From the labels alone: it is called before any forward pass and
     must not use a collective; core adds the counts over the whole step and all workers.
     """
+    ...
 
 
 @hookspec(firstresult=True)
 def forward(run: Run, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Return the last hidden states [b, s, h], after the final norm; never logits. Kind: first."""
+    ...
 
 
 @hookspec(firstresult=True)
@@ -167,6 +181,7 @@ def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor) -> torc
 
     `labels` are already shifted. Logits are computed only where there is a label.
     """
+    ...
 
 
 @hookspec(firstresult=True)
@@ -175,11 +190,13 @@ def sequence_sum(run: Run, values: torch.Tensor, segment_ids: torch.Tensor) -> t
 
     Kind: first. n is the largest id + 1. Differentiable; who shards sequences adds the all-reduce.
     """
+    ...
 
 
 @hookspec(firstresult=True)
 def step(run: Run, batches: list[Batch]) -> StepResult:
     """Do one optimizer step over its micro-batches: losses, one division, backward, update. Kind: first."""
+    ...
 
 
 @hookspec(firstresult=True)
@@ -188,11 +205,13 @@ def loss(run: Run, batch: Batch) -> Loss:
 
     A scalar tensor, a mean over samples, is taken as one term over samples.
     """
+    ...
 
 
 @hookspec(firstresult=True)
 def evaluate(run: Run) -> Mapping[str, float]:
     """Return the metrics of the evaluation data. Kind: first. Default: every evaluator of `evaluation`."""
+    ...
 
 
 @hookspec(firstresult=True)
@@ -201,43 +220,52 @@ def checkpoint(run: Run, part: Checkpoint, path: Path) -> Path:
 
     When: once for each checkpoint part that is due. Core owns `path`: hashes, renames, the pointer.
     """
+    ...
 
 
 @hookspec
 def save_state(run: Run) -> Mapping[str, Any] | None:
     """Return what this plugin must find again after a resume: JSON values and tensors by name. Kind: all."""
+    ...
 
 
 @hookspec
 def load_state(run: Run, state: Mapping[str, Any]) -> None:
     """Take back what `save_state` of this plugin returned. Kind: all."""
+    ...
 
 
 @hookspec
 def on_start(run: Run) -> None:
     """Observe the start of training. Kind: all. Observers use no collectives and never `.item()`."""
+    ...
 
 
 @hookspec
 def on_step_end(run: Run, result: StepResult) -> None:
     """Observe the end of an optimizer step. Kind: all."""
+    ...
 
 
 @hookspec
 def on_evaluate_end(run: Run, metrics: Mapping[str, float]) -> None:
     """Observe the end of an evaluation. Kind: all."""
+    ...
 
 
 @hookspec
 def on_checkpoint(run: Run, path: Path) -> None:
     """Observe that a checkpoint was written and pointed to. Kind: all."""
+    ...
 
 
 @hookspec
 def on_exception(run: Run, error: BaseException) -> None:
     """Observe that the run failed. Kind: all."""
+    ...
 
 
 @hookspec
 def on_end(run: Run) -> None:
     """Observe the end of the run. Kind: all."""
+    ...

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ptrain.errors import PtrainError, RecipeError
 from ptrain.launch.environment import Topology
-from ptrain.recipe.dump import dump, result_hash
+from ptrain.recipe.dump import dump
 from ptrain.recipe.load import Loaded, load_recipe
 from ptrain.recipe.machine import machine_problems
+from ptrain.versions import versions
 
 if TYPE_CHECKING:
     from ptrain.run import Run
@@ -57,7 +58,7 @@ def prepare_run(
     Raises:
         PtrainError: something is wrong; nothing was written to the run directory.
     """
-    from ptrain.checks import check_directory, check_model, check_space
+    from ptrain.checks import check_directory, check_model, check_same_recipe, check_space, recipe_hash
     from ptrain.saving import resumes_by_itself
 
     problems = machine_problems(loaded)
@@ -65,8 +66,10 @@ def prepare_run(
         raise RecipeError.of(problems)
     directory = run_directory(loaded.recipe, source).absolute()
     resume = resume or (resumes_by_itself(loaded.recipe) and directory.exists())
-    check_directory(directory, loaded, resume=resume, restart=restart)
+    check_directory(directory, resume=resume, restart=restart)
     run, prepared = prepare_data(loaded, directory)
+    if resume:
+        check_same_recipe(directory, loaded, run.recipe)
     check_model(run)
     check_space(run, directory)
     if restart and directory.exists():
@@ -75,7 +78,7 @@ def prepare_run(
     user = loaded.user_module
     spec = {
         "recipe": dump(run.recipe),
-        "recipe_hash": result_hash(run.recipe),
+        "recipe_hash": recipe_hash(loaded, run.recipe),
         "code": str(Path(user.__file__).absolute()) if user is not None and user.__file__ else None,
         "prepared": str(prepared.path),
         "report": prepared.report,
@@ -89,29 +92,14 @@ def prepare_run(
 
 def write_spec(directory: Path, spec: Mapping[str, Any]) -> Path:
     """Write the resolved recipe for people (`recipe.yaml`) and everything for workers (`run.json`)."""
-    import yaml
+    from ptrain.recipe import yaml12
 
-    text = yaml.safe_dump(spec["recipe"], sort_keys=False, allow_unicode=True)
-    (directory / "recipe.yaml").write_text(text, encoding="utf-8")
+    (directory / "recipe.yaml").write_text(yaml12.write(spec["recipe"]), encoding="utf-8")
     path = directory / SPEC
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(spec, indent=1), encoding="utf-8")
     temporary.replace(path)
     return path
-
-
-def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    import importlib.metadata as metadata
-    import platform
-
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in ("ptrain-core", "ptrain-sft", "torch", "deepspeed", "transformers", "datasets", "tokenizers"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def set_aside(directory: Path) -> Path:

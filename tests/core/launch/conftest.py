@@ -66,9 +66,7 @@ class Supervised:
 
     def read(self, name: str, timeout: float = 20) -> str:
         """What a worker noted under `name`, waited for."""
-        return wait_until(
-            lambda: (self.folder / name).read_text() if (self.folder / name).exists() else None, timeout
-        )
+        return wait_until(lambda: (self.folder / name).read_text() if (self.folder / name).exists() else None, timeout)
 
     def pid(self, name: str) -> int:
         """The process that a worker noted under `name`."""
@@ -120,9 +118,7 @@ def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     """Starts a supervisor over workers that run a script; see PRELUDE for what the script finds."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(
-        script: str, workers: int = 2, env: dict[str, str | None] | None = None, **options: object
-    ) -> Supervised:
+    def start(script: str, workers: int = 2, env: dict[str, str | None] | None = None, **options: object) -> Supervised:
         path = tmp_path / "worker.py"
         path.write_text(PRELUDE + textwrap.dedent(script))
         given = {

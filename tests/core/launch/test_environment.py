@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ptrain.launch import environment
-from ptrain.launch.environment import LaunchError, Topology, accelerators, cores, visible_devices
+from ptrain.launch.environment import LaunchError, Topology, accelerators, visible_devices
 
 pytestmark = pytest.mark.torch_free
 
@@ -40,9 +41,7 @@ def test_no_launcher_means_a_single_process() -> None:
     ],
 )
 def test_workers_of_launchers(more: dict[str, str], local_world: int, origin: str) -> None:
-    assert Topology.from_environment({**WORKER, **more}) == Topology(
-        3, 4, 1, local_world, "10.0.0.1", 29501, origin
-    )
+    assert Topology.from_environment({**WORKER, **more}) == Topology(3, 4, 1, local_world, "10.0.0.1", 29501, origin)
 
 
 def test_a_topology_survives_its_environment() -> None:
@@ -140,12 +139,3 @@ def test_no_device_no_accelerator(tmp_path: Path) -> None:
 
 def test_visible_devices_in_order() -> None:
     assert visible_devices(" 3, GPU-abc ,1,,2") == ["3", "GPU-abc", "1"]
-
-
-@pytest.mark.parametrize(
-    ("quota", "most"), [("100000 100000", 1), ("150000 100000", 2), ("max 100000", 10**6)]
-)
-def test_cores_respect_a_quota(tmp_path: Path, quota: str, most: int) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    unlimited = cores(tmp_path / "absent")
-    assert cores(tmp_path) == min(most, unlimited) >= 1

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from ptrain.errors import RecipeError, TrainingError
 from ptrain.launch import failure
 from ptrain.launch.failure import Failure

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ptrain.launch.environment import LaunchError
 from ptrain.launch.hosts import choose, is_here, parse_filter, read_hostfile
 
@@ -88,17 +89,13 @@ def test_choose_refuses(include: str, exclude: str, message: str) -> None:
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9.-]{0,8}", fullmatch=True), SLOTS, min_size=1, max_size=4))
 def test_a_filter_is_read_as_written(named: dict[str, list[int]]) -> None:
     words = [host + (":" + ",".join(map(str, slots)) if slots else "") for host, slots in named.items()]
-    assert parse_filter("--include", "@".join(words)) == {
-        host: sorted(slots) for host, slots in named.items()
-    }
+    assert parse_filter("--include", "@".join(words)) == {host: sorted(slots) for host, slots in named.items()}
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.lists(st.sampled_from([0, 1, 2]), unique=True), min_size=1))
 def test_include_and_exclude_divide_the_slots(named: dict[str, list[int]]) -> None:
     hosts = {name: [0, 1, 2] for name in "abc"}
-    text = "@".join(
-        host + (":" + ",".join(map(str, slots)) if slots else "") for host, slots in named.items()
-    )
+    text = "@".join(host + (":" + ",".join(map(str, slots)) if slots else "") for host, slots in named.items())
     chosen = {(host, slot) for host, slots in choose(hosts, include=text).items() for slot in slots}
     try:
         left = {(host, slot) for host, slots in choose(hosts, exclude=text).items() for slot in slots}

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ptrain.launch import slurm
 
 pytestmark = pytest.mark.torch_free
@@ -54,9 +55,7 @@ def test_ranges_are_all_numbers_between_in_the_width_of_the_first(
 ) -> None:
     written = ",".join(f"{low:0{width}}-{low + more:0{width}}" for low, more in ranges)
     expected = [
-        f"{name}{number:0{max(width, len(str(low)))}}"
-        for low, more in ranges
-        for number in range(low, low + more + 1)
+        f"{name}{number:0{max(width, len(str(low)))}}" for low, more in ranges for number in range(low, low + more + 1)
     ]
     assert slurm.expand(f"{name}[{written}]") == expected
 

@@ -197,8 +197,7 @@ def test_debug_shows_the_traceback(supervised: Start) -> None:
     code, _, err = supervised("fail(ValueError('x')); sys.exit(1)", workers=1, debug=True).finish()
     assert code == 1
     assert (
-        err.startswith("Traceback (most recent call last)")
-        and err.rstrip().splitlines()[-2] == "error: ValueError: x"
+        err.startswith("Traceback (most recent call last)") and err.rstrip().splitlines()[-2] == "error: ValueError: x"
     )
 
 
@@ -221,7 +220,7 @@ def test_a_dead_worker_stops_one_that_ignores_sigterm(supervised: Start) -> None
     assert time.monotonic() - started < 15
 
 
-CHILD = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); note(f'child-{rank}', child.pid);"
+CHILD = "note(f'child-{rank}', subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid);"
 
 
 @pytest.mark.parametrize("end", ["os._exit(1)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
@@ -288,9 +287,7 @@ def test_a_request_is_passed_on_once(supervised: Start) -> None:
     assert run.read("count-0") == run.read("count-1") == "1"
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]
-)
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
 def test_a_second_request_kills_at_once(supervised: Start, first: int, second: int) -> None:
     run = supervised(
         f"""
@@ -324,9 +321,7 @@ def test_one_worker_that_stops_on_request_is_no_failure(supervised: Start) -> No
 
 
 def test_done_after_a_request_is_done(supervised: Start) -> None:
-    run = supervised(
-        "signal.signal(signal.SIGTERM, lambda *_: note('got')); note(f'ready-{rank}'); wait_for('got')"
-    )
+    run = supervised("signal.signal(signal.SIGTERM, lambda *_: note('got')); note(f'ready-{rank}'); wait_for('got')")
     run.read("ready-0"), run.read("ready-1")
     run.process.send_signal(signal.SIGTERM)
     assert run.finish()[0] == 0

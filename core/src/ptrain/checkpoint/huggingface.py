@@ -162,7 +162,7 @@ def generation_config(run: Run) -> Any:
 
 def model_card(run: Run) -> str:
     """A README that says how the model was made."""
-    from ptrain.train import versions
+    from ptrain.versions import versions
 
     recipe = run.recipe
     base = recipe.model.name_or_path

@@ -51,7 +51,6 @@ class DeepSpeedCheckpoint(Checkpoint):
         from safetensors.torch import save_file
 
         from ptrain import engine_state
-        from ptrain.recipe.dump import dump, result_hash
 
         plain, tensors = _divided(states)
         if tensors:
@@ -66,8 +65,6 @@ class DeepSpeedCheckpoint(Checkpoint):
             "scheduler": _json_only(run.scheduler.state_dict()),
             "parameters": engine_state.shapes(run.model),
             "plugins": plain,
-            "recipe": dump(run.recipe),
-            "recipe_hash": result_hash(run.recipe),
         }
         (path / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
@@ -97,7 +94,9 @@ def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     if state["format"] != FORMAT:
         raise CheckpointError(f"`{path}` has the format {state['format']}", expected=f"format {FORMAT}")
     saved, wanted = state["parameters"], engine_state.shapes(run.model)
-    wrong = [f"{n}: {saved.get(n)} there, {wanted.get(n)} here" for n in {**saved, **wanted} if saved.get(n) != wanted.get(n)]
+    wrong = [
+        f"{n}: {saved.get(n)} there, {wanted.get(n)} here" for n in {**saved, **wanted} if saved.get(n) != wanted.get(n)
+    ]
     if wrong:
         raise CheckpointError(
             f"`{path}` is a checkpoint of another model: " + "; ".join(wrong[:3]),

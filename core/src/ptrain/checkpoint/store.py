@@ -161,7 +161,7 @@ def _point(root: Path, name: str) -> None:
         temporary.write_text(name, encoding="utf-8")
         _sync(temporary)
     fault("rename pointer")
-    os.replace(temporary, root / LATEST)
+    temporary.replace(root / LATEST)
     fault("fsync pointer")
     _sync(root)
 
@@ -169,7 +169,7 @@ def _point(root: Path, name: str) -> None:
 def _pointed(root: Path) -> str | None:
     pointer = root / LATEST
     if pointer.is_symlink():
-        return os.readlink(pointer)
+        return str(pointer.readlink())
     return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
 
 

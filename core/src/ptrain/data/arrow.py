@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,37 +32,79 @@ def open_arrow(path: Path) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -> Dataset:
-    """Write record batches of one schema to `path`, in one step, and return the rows, memory-mapped."""
+def mapped(path: Path) -> pa.Table:
+    """The table in an arrow file, memory-mapped."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -> Path:
+    """Write record batches of one schema to `path`, which is there with all of them or not at all."""
     import pyarrow as pa
 
     temporary = path.with_name(path.name + ".tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    temporary.replace(path)
-    return open_arrow(path)
+    return temporary.replace(path)
+
+
+def write_dataset(dataset: Dataset, path: Path) -> Path:
+    """Write the rows of a data set to `path`, a block at a time."""
+    tables = dataset.with_format("arrow").iter(batch_size=BLOCK)
+    first: Any = dataset.with_format("arrow")[:0]
+    schema = first.schema
+    return write_batches((batch for table in tables for batch in table.cast(schema).to_batches()), schema, path)  # type: ignore[union-attr]
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Dataset:
-    """Write canonical rows to `path` and return them, memory-mapped.
+    """Write canonical rows to `path` and return them, memory-mapped; only a block is in memory at a time.
 
     Conversations have a fixed type; those of other columns are inferred.
 
     Raises:
         DataError: a column has values of different types.
     """
-    import pyarrow as pa
     from datasets import Dataset
 
-    tables = [_table(block) for block in blocks(rows, 10 * BLOCK)]
-    if not tables:
+    files: list[Path] = []
+    for _, tables in groupby((_table(block) for block in blocks(rows)), key=lambda table: table.schema):
+        files.append(_write_tables(tables, path.with_name(f"{path.stem}-{len(files)}{path.suffix}")))
+    if not files:
         return Dataset.from_dict({})
+    return open_arrow(files[0].replace(path) if len(files) == 1 else _merge(files, path))
+
+
+def _write_tables(tables: Iterator[pa.Table], path: Path) -> Path:
+    first = next(tables)
+    return write_batches(
+        (batch for table in chain([first], tables) for batch in table.to_batches()), first.schema, path
+    )
+
+
+def _merge(files: list[Path], path: Path) -> Path:
+    """Files of different columns or types as one."""
+    import pyarrow as pa
+
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
+        schema = pa.unify_schemas([mapped(file).schema for file in files], promote_options="permissive")
+        return write_batches((batch for file in files for batch in _widened(mapped(file), schema)), schema, path)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the rows do not all have the same columns: {error}") from error
-    return write_batches(table.to_batches(), table.schema, path)
+    finally:
+        for file in files:
+            file.unlink()
+
+
+def _widened(table: pa.Table, schema: pa.Schema) -> list[pa.RecordBatch]:
+    import pyarrow as pa
+
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema).to_batches()
 
 
 def _table(block: list[Mapping[str, Any]]) -> pa.Table:
@@ -76,7 +118,15 @@ def _table(block: list[Mapping[str, Any]]) -> pa.Table:
         try:
             columns[name] = pa.array(values, type=kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(
-                f"{block[0].get(ORIGIN, 'row')}: the column `{name}` holds values of different types: {error}"
-            ) from error
+            raise DataError(_mixed(name, values, block, error)) from error
     return pa.table(columns)
+
+
+def _mixed(name: str, values: list[Any], block: list[Mapping[str, Any]], error: Exception) -> str:
+    """Where the type of a column changes."""
+    kinds = [(type(value).__name__, row.get(ORIGIN, "a row")) for value, row in zip(values, block, strict=True)]
+    kinds = [(kind, origin) for kind, origin in kinds if kind != "NoneType"]
+    other = next(((kind, origin) for kind, origin in kinds if kind != kinds[0][0]), None)
+    if other is None:
+        return f"{kinds[0][1]}: the column `{name}` holds values of different types: {error}"
+    return f"{other[1]}: the column `{name}` holds a {other[0]}, but a {kinds[0][0]} in {kinds[0][1]}"

@@ -30,10 +30,8 @@ class _Rows:
     def __getitem__(self, numbers: list[int]) -> dict[str, Any]:
         if not numbers:
             return filler(self.dataset[0], pad_id=self.pad_id)
-        columns = self.dataset[numbers]
-        names = ("input_ids", "labels", "document_lengths")
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
-        return self.collate(rows)
+        columns = self.dataset.with_format("numpy")[numbers]
+        return self.collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
 
 
 def _batches(rows: _Rows, numbers: Iterator[list[int]] | Sequence[list[int]], workers: int) -> Iterator[Any]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Piece = tuple[int, int, int]
 """`(document, start, stop)`: a part of a document, in tokens."""
 
 
-def best_fit(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+def best_fit(lengths: Sequence[int] | np.ndarray, max_length: int) -> list[list[int]]:
     """Bins of document numbers, by best-fit decreasing; no bin is longer than `max_length`.
 
     The longest documents first, each into the fullest bin that still takes it (Johnson 1974). Documents of a
@@ -23,7 +27,7 @@ def best_fit(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     open_bins: dict[int, list[int]] = {}
     spaces: list[int] = []
     for document in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
-        length = lengths[document]
+        length = int(lengths[document])
         if not 0 < length <= max_length:
             raise ValueError(f"document {document} has {length} tokens, and a row holds 1 to {max_length}")
         at = bisect_left(spaces, length)
@@ -45,15 +49,15 @@ def best_fit(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return sorted(sorted(one) for one in bins)
 
 
-def slice_and_pack(lengths: Iterable[int], max_length: int) -> Iterator[list[Piece]]:
-    """Rows of exactly `max_length` tokens: long documents are sliced, what remains is filled up in order.
+def slice_and_pack(lengths: Sequence[int] | np.ndarray, max_length: int, order: Iterable[int]) -> Iterator[list[Piece]]:
+    """Rows of exactly `max_length` tokens: documents in `order`, long ones sliced, what remains put together.
 
     Nothing is lost but the last partial row, which is not given.
     """
     waiting: deque[Piece] = deque()
     held = 0
-    for document, length in enumerate(lengths):
-        start = 0
+    for document in map(int, order):
+        start, length = 0, int(lengths[document])
         while length - start >= max_length:
             yield [(document, start, start + max_length)]
             start += max_length

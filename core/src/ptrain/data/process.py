@@ -1,59 +1,51 @@
-"""Rows to token rows: render, tokenise, mask, over-length policy, pack."""
+"""Rows to documents: render, tokenise, mask, over-length policy. Every row that is not kept is counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ptrain.data.arrow import blocks, write_batches
-from ptrain.data.pack import best_fit, slice_and_pack
-from ptrain.data.render import Span, Template, Unrenderable, leading_bos, trainable
+from ptrain.data.documents import Documents
+from ptrain.data.encode import IGNORED, Encoder, Tokens
+from ptrain.data.render import Rendered, Template, Unrenderable
 from ptrain.data.report import Report
-from ptrain.data.rows import ORIGIN, conversations, plain_messages
-from ptrain.data.workspace import workspace
+from ptrain.data.rows import ORIGIN, TOOLS, BadRow, canonical_messages, canonical_tools, conversations, message_type
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 Overlength = Literal["error", "drop", "truncate_left", "truncate_right", "split"]
+TOO_LONG = "longer than max_length"
+UNSUPERVISED = "without a supervised token"
 
 
-@dataclass
-class Tokens:
-    """One document: `ids` and `labels` of the same length (not shifted), and the row that it came from."""
+@dataclass(frozen=True)
+class Job:
+    """How rows become documents: plain data, so that another process can do it.
 
-    ids: list[int]
-    labels: list[int]
-    origin: str
+    Attributes:
+        kind: what the rows are.
+        max_length: the longest document, in tokens; None takes any.
+        overlength: what becomes of longer ones.
+        mask_inputs: learn assistant turns alone; otherwise every token.
+        ignore_empty_think: see `Template.render`.
+    """
 
+    kind: Literal["conversations", "texts"]
+    max_length: int | None = None
+    overlength: Overlength = "error"
+    mask_inputs: bool = True
+    ignore_empty_think: bool = False
 
-def token_schema() -> pa.Schema:
-    """The Arrow schema of token rows."""
-    import pyarrow as pa
-
-    ints = pa.list_(pa.int32())
-    return pa.schema([("input_ids", ints), ("labels", ints), ("document_lengths", ints)])
-
-
-def write_tokens(rows: Iterable[Sequence[Tokens]], name: str) -> Dataset:
-    """Token rows, each of one or more documents, as a memory-mapped Dataset in the workspace."""
-    import pyarrow as pa
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for block in blocks(rows):
-            columns = {
-                "input_ids": [[i for one in row for i in one.ids] for row in block],
-                "labels": [[i for one in row for i in one.labels] for row in block],
-                "document_lengths": [[len(one.ids) for one in row] for row in block],
-            }
-            yield pa.RecordBatch.from_pydict(columns, schema=token_schema())
-
-    return write_batches(batches(), token_schema(), workspace().path(f"{name}.arrow"))
+    def json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
 
 
 def encode_conversations(
@@ -61,205 +53,260 @@ def encode_conversations(
     tokenizer: PreTrainedTokenizerBase,
     report: Report,
     *,
+    max_length: int | None = None,
+    overlength: Overlength = "error",
     mask_inputs: bool = True,
     ignore_empty_think: bool = False,
-) -> Iterator[Tokens]:
-    """The documents of rows with a `messages` column, in their order.
+    max_unsupervised: float = 0.0,
+) -> Documents:
+    """The documents of rows with a `messages` column, in their order; all that is not kept is in `report`.
 
-    A token is a label where its characters lie within an assistant turn (its end token included), all are
-    without `mask_inputs`. Text is tokenised without special tokens; where the tokenizer itself begins texts
-    with BOS and the template does not, one is added.
+    Rows that hold `input_ids` and `labels` (`process: false`) are taken as they are.
 
     Raises:
-        DataError: there is no such column, or a conversation can't be rendered; names the row.
+        DataError: a row can't be rendered, is too long (policy "error"), or too many have no supervised token.
     """
-    if "messages" not in dataset.column_names:
+    from ptrain.data.shards import encode
+
+    if not {"messages", "input_ids"} & set(dataset.column_names):
         raise DataError(
             f"the rows have no column `messages` (they have {dataset.column_names})",
             expected='conversations: {"messages": [{"role": "user", "content": "..."}, ...]}',
         )
-    template, bos = Template.of(tokenizer), leading_bos(tokenizer)
-    for block in _blocks(dataset):
-        texts, spans = [], []
-        for messages, tools, origin in block:
-            text, found = _rendered(template, messages, tools, origin, ignore_empty_think)
-            texts.append(text)
-            spans.append(found if mask_inputs else [(0, len(text))])
-            report.turns += len(found)
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        for at, (_, _, origin) in enumerate(block):
-            ids = encoded["input_ids"][at]
-            labels = mask(ids, encoded["offset_mapping"][at], spans[at])
-            if bos is not None and ids[:1] != [bos]:
-                ids, labels = [bos, *ids], [IGNORED, *labels]
-            yield Tokens(ids, labels, origin)
+    job = Job("conversations", max_length, overlength, mask_inputs, ignore_empty_think)
+    documents = encode(dataset, tokenizer, job, report)
+    if max_length is not None and overlength == "error":
+        _refuse_overlength(report, max_length)
+    _refuse_unsupervised(report, max_unsupervised)
+    return _any_left(documents, report)
 
 
-Row = tuple[list[dict[str, Any]], list[Any] | None, str]
-
-
-def _blocks(dataset: Dataset, size: int = 500) -> Iterator[list[Row]]:
-    import json
-
-    for start in range(0, len(dataset), size):
-        table = dataset.with_format("arrow")[start : start + size]
-        messages = conversations(table["messages"])
-        count = len(messages)
-        tools = table["tools"].to_pylist() if "tools" in table.column_names else [None] * count
-        names = table[ORIGIN].to_pylist() if ORIGIN in table.column_names else [f"row {start + n}" for n in range(count)]
-        block: list[Row] = []
-        for said, tool, name in zip(messages, tools, names, strict=True):
-            if said is None:
-                raise DataError(f"{name}: the row has no `messages`")
-            block.append((said, json.loads(tool) if tool else None, name))
-        yield block
-
-
-def _rendered(
-    template: Template, messages: list[dict[str, Any]], tools: list[Any] | None, origin: str, ignore_empty_think: bool
-) -> tuple[str, list[Span]]:
-    try:
-        rendered = template.render(plain_messages(messages), tools)
-    except Unrenderable as error:
-        raise DataError(f"{origin}: {error}", fix="mend the row, or choose another `tokenizer.chat_template`") from error
-    return rendered.text, trainable(rendered, messages, ignore_empty_think=ignore_empty_think)
-
-
-def mask(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
-    """Labels of one text: the ids of tokens that lie within a span, -100 elsewhere. Both are in order."""
-    labels = [IGNORED] * len(ids)
-    at = 0
-    for start, stop in spans:
-        while at < len(ids) and offsets[at][0] < start:
-            at += 1
-        while at < len(ids) and offsets[at][1] <= stop:
-            if offsets[at][0] < offsets[at][1]:
-                labels[at] = ids[at]
-            at += 1
-    return labels
-
-
-def encode_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
+def encode_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, report: Report) -> Documents:
     """The documents of rows with a `text` column: BOS and EOS where the tokenizer has them, every token a label.
 
+    Rows that hold `input_ids` and `labels` (`process: false`) are taken as they are.
+
     Raises:
-        DataError: there is no such column.
+        DataError: there is no such column, or a row has no text.
     """
-    if "text" not in dataset.column_names:
+    from ptrain.data.shards import encode
+
+    if not {"text", "input_ids"} & set(dataset.column_names):
         raise DataError(
             f"the rows have no column `text` (they have {dataset.column_names})", expected='{"text": "..."}'
         )
-    before = [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
-    after = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
-    for start in range(0, len(dataset), 500):
-        part = dataset[start : start + 500]
-        names = part.get(ORIGIN) or [f"row {start + n}" for n in range(len(part["text"]))]
-        for ids, name in zip(tokenizer(part["text"], add_special_tokens=False)["input_ids"], names, strict=True):
-            whole = [*before, *ids, *after]
-            yield Tokens(whole, list(whole), name)
+    return _any_left(encode(dataset, tokenizer, Job("texts"), report), report)
 
 
-def fit(
-    documents: Iterable[Tokens], max_length: int, policy: Overlength, report: Report, *, max_unsupervised: float = 0.0
-) -> list[Tokens]:
-    """The documents that fit in `max_length` and have a label, as `policy` says; everything else is counted.
+class Work:
+    """A job with the tokenizer that it needs."""
 
-    Raises:
-        DataError: one is too long and the policy is "error"; too many have no label; none is left.
-    """
-    kept: list[Tokens] = []
-    for document in documents:
-        report.rows += 1
-        for piece in _fitted(document, max_length, policy, report):
-            # The first token of a document is never predicted.
-            if any(label != IGNORED for label in piece.labels[1:]):
-                kept.append(piece)
-            else:
-                report.drop("without a supervised token", document.origin)
-    _refuse_overlength(report, max_length, policy)
-    _refuse_unsupervised(report, max_unsupervised)
-    if report.rows and not kept:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+        self.job = job
+        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
+        self._template = Template(tokenizer) if job.kind == "conversations" else None
+        self._bos = tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None
+        self._eos = tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
+
+    def documents(self, table: pa.Table, first: int) -> tuple[list[Tokens], Report]:
+        """The documents of some rows, of which the first has the number `first`, and what was counted.
+
+        Raises:
+            DataError: names the row.
+        """
+        report = Report(rows=len(table))
+        names = _names(table, first)
+        given = _given_tokens(table, names)
+        wanted = [at for at, one in enumerate(given) if one is None]
+        if wanted:
+            made = self._conversations if self._template is not None else self._texts
+            rest = table.take(wanted) if len(wanted) < len(table) else table
+            for at, tokens in zip(wanted, made(rest, [names[at] for at in wanted], report), strict=True):
+                given[at] = tokens
+        kept = [
+            piece
+            for name, tokens in zip(names, given, strict=True)
+            for piece in self._kept(tokens, name, report)  # type: ignore[arg-type]
+        ]
+        report.documents = len(kept)
+        return kept, report
+
+    def _conversations(self, table: pa.Table, names: list[str], report: Report) -> list[Tokens]:
+        rendered = [self._rendered(*row, report) for row in _conversation_rows(table, names)]
+        texts = [one.text for one in rendered]
+        spans = [one.spans if self.job.mask_inputs else [(0, len(one.text))] for one in rendered]
+        return self._encoder.labelled(texts, spans)
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: list[Any] | None, name: str, report: Report) -> Rendered:
+        template = self._template
+        assert template is not None
+        try:
+            found = template.render(messages, tools, ignore_empty_think=self.job.ignore_empty_think)
+        except Unrenderable as error:
+            raise DataError(
+                f"{name}: {error}",
+                fix="mend the row, mark the assistant's words in the template with `{% generation %}`, or choose "
+                "another `tokenizer.chat_template`, e.g. `chatml`",
+            ) from error
+        report.turns += len(found.spans)
+        report.unended_turns += found.unended
+        if tools and not template.uses_tools():
+            report.note("the chat template leaves the column `tools` out")
+        return found
+
+    def _texts(self, table: pa.Table, names: list[str], report: Report) -> list[Tokens]:
+        import numpy as np
+
+        texts = table["text"].to_pylist()
+        for text, name in zip(texts, names, strict=True):
+            if not isinstance(text, str):
+                raise DataError(f"{name}: `text` is {text!r}", expected="text")
+        before, after = ([token] if token is not None else [] for token in (self._bos, self._eos))
+        whole = [np.array([*before, *ids, *after], dtype=np.int32) for ids in self._encoder.ids(texts)]
+        return [Tokens(ids, ids) for ids in whole]
+
+    def _kept(self, tokens: Tokens, name: str, report: Report) -> Iterator[Tokens]:
+        """What is left of a document: all of it, as a rule."""
+        pieces = list(self._fitted(tokens, name, report))
+        supervised = [piece for piece in pieces if (piece.labels[1:] != IGNORED).any()]
+        if pieces and not supervised:
+            report.drop(UNSUPERVISED, name)
+        elif len(supervised) < len(pieces):
+            report.drop(f"pieces {UNSUPERVISED}", name, len(pieces) - len(supervised))
+        yield from supervised
+
+    def _fitted(self, tokens: Tokens, name: str, report: Report) -> Iterator[Tokens]:
+        size, length = self.job.max_length, len(tokens.ids)
+        if size is None or length <= size:
+            yield tokens
+            return
+        policy = self.job.overlength
+        report.drop(f"{TOO_LONG} ({policy})", name)
+        if policy == "split":
+            yield from _split(tokens, size)
+            return
+        report.lost_tokens += length - size if policy.startswith("truncate") else length
+        if policy == "truncate_right":
+            yield Tokens(tokens.ids[:size], tokens.labels[:size])
+        elif policy == "truncate_left":
+            yield self._last(tokens, size)
+
+    def _last(self, tokens: Tokens, size: int) -> Tokens:
+        """The last `size` tokens; BOS stays in front."""
+        import numpy as np
+
+        if self._bos is None or tokens.ids[0] != self._bos or size == 1:
+            return Tokens(tokens.ids[-size:], tokens.labels[-size:])
+        ids, labels = ([one[:1], one[1 - size :]] for one in (tokens.ids, tokens.labels))
+        return Tokens(np.concatenate(ids), np.concatenate(labels))
+
+
+def _split(tokens: Tokens, size: int) -> Iterator[Tokens]:
+    """Pieces of at most `size` tokens. Each begins with the last token of the one before, which is not learnt
+    again: so that every label is predicted from the token before it, exactly once."""
+    start = 0
+    while True:
+        stop = start + size
+        labels = tokens.labels[start:stop].copy()
+        if start:
+            labels[0] = IGNORED
+        yield Tokens(tokens.ids[start:stop], labels)
+        if stop >= len(tokens.ids):
+            return
+        start = stop - min(1, size - 1)
+
+
+def _names(table: pa.Table, first: int) -> list[str]:
+    if ORIGIN in table.column_names:
+        return table[ORIGIN].to_pylist()
+    return [f"row {first + at + 1}" for at in range(len(table))]
+
+
+def _given_tokens(table: pa.Table, names: list[str]) -> list[Tokens | None]:
+    """Documents of rows that hold tokens already, None for the others."""
+    if "input_ids" not in table.column_names:
+        return [None] * len(table)
+    labels = table["labels"].to_pylist() if "labels" in table.column_names else [None] * len(table)
+    return [
+        None if ids is None else _tokens(ids, wanted, name)
+        for ids, wanted, name in zip(table["input_ids"].to_pylist(), labels, names, strict=True)
+    ]
+
+
+def _tokens(ids: Any, labels: Any, name: str) -> Tokens:
+    for field, value in (("input_ids", ids), ("labels", labels)):
+        if not isinstance(value, list) or not value or not all(isinstance(one, int) for one in value):
+            raise DataError(f"{name}: `{field}` is no list of token ids", expected="`input_ids` and `labels` as lists")
+    if len(ids) != len(labels):
+        raise DataError(f"{name}: there are {len(ids)} `input_ids`, but {len(labels)} `labels`")
+    return Tokens(_int32(ids), _int32(labels))
+
+
+def _int32(values: list[int]) -> np.ndarray:
+    import numpy as np
+
+    return np.array(values, dtype=np.int32)
+
+
+def _conversation_rows(table: pa.Table, names: list[str]) -> Iterator[tuple[list[dict[str, Any]], Any, str]]:
+    """`(messages, tools, name)` of each row."""
+    if "messages" not in table.column_names:
+        raise DataError(f"{names[0]}: the row has no `messages`")
+    column = table["messages"]
+    ready = column.type == message_type()
+    found = conversations(column) if ready else column.to_pylist()
+    tools = table[TOOLS].to_pylist() if TOOLS in table.column_names else [None] * len(found)
+    for messages, schemas, name in zip(found, tools, names, strict=True):
+        if messages is None:
+            raise DataError(f"{name}: the row has no `messages`")
+        try:
+            said = messages if ready else canonical_messages(messages)
+            yield said, json.loads(schemas if ready else canonical_tools(schemas)) if schemas else None, name
+        except BadRow as error:
+            raise DataError(f"{name}: {error}", expected=error.expected) from error
+
+
+def _any_left(documents: Documents, report: Report) -> Documents:
+    if report.rows and not len(documents):
         raise DataError(f"none of the {report.rows} rows is left: " + "; ".join(report.lines()[1:]))
-    report.documents += len(kept)
-    return kept
+    return documents
 
 
-TOO_LONG = "longer than max_length"
+def _listed(report: Report, reason: str) -> str:
+    names = report.named[reason]
+    return ", ".join(names) + (", ..." if report.dropped[reason] > len(names) else "")
 
 
-def _fitted(document: Tokens, max_length: int, policy: Overlength, report: Report) -> Iterator[Tokens]:
-    length = len(document.ids)
-    if length <= max_length:
-        yield document
-        return
-    report.drop(f"{TOO_LONG} ({policy})", document.origin)
-    if policy in ("drop", "error"):
-        report.lost_tokens += length
-    elif policy == "split":
-        for start in range(0, length, max_length):
-            stop = start + max_length
-            yield Tokens(document.ids[start:stop], document.labels[start:stop], document.origin)
-    else:
-        report.lost_tokens += length - max_length
-        part = slice(length - max_length, None) if policy == "truncate_left" else slice(None, max_length)
-        yield Tokens(document.ids[part], document.labels[part], document.origin)
-
-
-def _refuse_overlength(report: Report, max_length: int, policy: Overlength) -> None:
-    count = report.dropped.get(f"{TOO_LONG} (error)", 0)
-    if policy == "error" and count:
-        names = report.named[f"{TOO_LONG} (error)"]
+def _refuse_overlength(report: Report, max_length: int) -> None:
+    reason = f"{TOO_LONG} (error)"
+    if count := report.dropped.get(reason, 0):
         raise DataError(
             f"{count} of {report.rows} rows are longer than `data.max_length` ({max_length} tokens): "
-            + ", ".join(names) + (", ..." if count > len(names) else ""),
+            + _listed(report, reason),
             fix="raise `data.max_length`, or set `data.overlength` to drop, truncate_left, truncate_right or split",
-        )  # fmt: skip
+        )
 
 
 def _refuse_unsupervised(report: Report, most: float) -> None:
-    reason = "without a supervised token"
-    count = report.dropped.get(reason, 0)
+    count = report.dropped.get(UNSUPERVISED, 0)
     if count > most * report.rows:
-        names = report.named[reason]
         raise DataError(
-            f"{count} of {report.rows} rows have no supervised token: " + ", ".join(names)
-            + (", ..." if count > len(names) else ""),
+            f"{count} of {report.rows} rows have no supervised token: {_listed(report, UNSUPERVISED)}",
             expected=f"at most {most:.0%} of the rows (`data.max_unsupervised`)",
             fix="mend the rows or the template, raise `data.max_length`, or set `data.max_unsupervised`",
-        )  # fmt: skip
+        )
 
 
-def packed(documents: Sequence[Tokens], max_length: int, report: Report) -> Iterator[list[Tokens]]:
-    """Rows of several documents, by best fit; nothing is lost."""
-    bins = best_fit([len(one.ids) for one in documents], max_length)
-    report.fullness = sum(len(one.ids) for one in documents) / (len(bins) * max_length) if bins else None
-    return ([documents[number] for number in one] for one in bins)
-
-
-def sliced(documents: Sequence[Tokens], max_length: int, report: Report) -> Iterator[list[Tokens]]:
-    """Rows of exactly `max_length` tokens; only the last partial row is lost."""
-    total = sum(len(one.ids) for one in documents)
-    report.lost_tokens += total % max_length
-    for row in slice_and_pack((len(one.ids) for one in documents), max_length):
-        yield [
-            Tokens(documents[n].ids[a:b], documents[n].labels[a:b], documents[n].origin) for n, a, b in row
-        ]  # fmt: skip
-
-
-def counted(dataset: Dataset, report: Report) -> Dataset:
-    """`dataset`, with its samples, tokens and labels added to `report`."""
+def counted(dataset: Dataset, report: Report, max_length: int | None = None) -> Dataset:
+    """`dataset`, with its samples, tokens and labels added to `report`; how full it is, if packed to `max_length`."""
     import pyarrow.compute as pc
 
-    report.samples += len(dataset)
-    for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        table: Any = batch
-        report.tokens += pc.sum(pc.list_value_length(table["input_ids"])).as_py() or 0
-        labels = pc.list_flatten(table["labels"])
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        report.tokens += pc.sum(pc.list_value_length(table["input_ids"])).as_py() or 0  # type: ignore[call-overload, index]
+        labels = pc.list_flatten(table["labels"])  # type: ignore[call-overload, index]
         report.supervised_tokens += pc.sum(pc.not_equal(labels, IGNORED)).as_py() or 0
+    report.samples += len(dataset)
+    if max_length is not None and len(dataset):
+        report.fullness = report.tokens / (report.samples * max_length)
     return dataset
-
-
-def plain(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Tokens]]:
-    """Rows that hold tokens already (`process: false`), as documents of their own."""
-    for number, row in enumerate(rows):
-        yield [Tokens(list(row["input_ids"]), list(row["labels"]), str(row.get(ORIGIN) or f"row {number}"))]

@@ -1,7 +1,7 @@
 """Conversations to text and assistant spans: the one function that training, evaluation and generation share.
 
 Spans come from the template itself, never from searching text: from its `{% generation %}` markers, or by
-rendering the conversation turn by turn and checking that each rendering is a prefix of the next.
+rendering the conversation turn by turn and checking that each rendering is a prefix of the whole.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ptrain.data.rows import plain_messages
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,8 +21,12 @@ if TYPE_CHECKING:
 
 EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PROBE = "ptrainprobe"
+NEVER = "(?!)"
 
 Span = tuple[int, int]
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Any] | None
 
 
 class Unrenderable(ValueError):
@@ -31,139 +38,292 @@ class Rendered:
     """A conversation as text.
 
     Attributes:
-        text: what the template wrote.
-        spans: for each assistant message its `(start, stop)` in `text`, with the end of the turn.
+        text: what the template wrote, with exactly one BOS if the tokenizer uses one.
+        spans: `(start, stop)` in `text` of what the assistant says and of the token that ends its turn.
+        unended: how many of the spans do not end in a special token.
     """
 
     text: str
     spans: list[Span]
+    unended: int = 0
 
 
-@dataclass(frozen=True)
 class Template:
-    """A chat template with its tokenizer's special tokens.
+    """The chat template of a tokenizer.
 
-    Attributes:
-        tokenizer: whose `chat_template` it is.
-        marked: whether it has `{% generation %}` markers.
+    Raises:
+        DataError: the tokenizer has none.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    marked: bool
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise DataError("the tokenizer has no chat template", fix="set `tokenizer.chat_template`, e.g. to `chatml`")
+        self.tokenizer = tokenizer
+        self._variables: dict[str, Any] = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+        self._checked: dict[str, bool] = {}
+        self._texts: dict[bool, str] = {}
 
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Template:
-        """The template of a tokenizer.
+    def render(self, messages: Messages, tools: Tools = None, *, ignore_empty_think: bool = False) -> Rendered:
+        """Text and assistant spans of canonical messages.
 
-        Raises:
-            DataError: it has none.
-        """
-        text = tokenizer.chat_template
-        if not isinstance(text, str):
-            raise DataError(
-                "the tokenizer has no chat template", fix="set `tokenizer.chat_template`, e.g. to `chatml`"
-            )
-        return cls(tokenizer, MARKER.search(text) is not None)
-
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> Rendered:
-        """Text and assistant spans of a conversation.
+        A message with `train: false` gives no span. With `ignore_empty_think` a `<think></think>` without
+        thoughts at the beginning of a span is left out of it.
 
         Raises:
-            Unrenderable: the template refuses it, or is not prefix-stable.
+            Unrenderable: the template refuses the conversation, leaves a message out, or is neither marked nor
+                prefix-stable.
         """
-        if self.marked:
-            text, spans = self._write(messages, tools, generation_indices=True)
-            return Rendered(text, [(start, stop) for start, stop in spans])
-        return self._incremental(messages, tools)
+        plain = self._plain(messages)
+        self._check_complete(plain)
+        if MARKER.search(self._text(tools)):
+            text, found = self._write(plain, tools, marked=True)
+            spans = self._marked(text, found, plain)
+        else:
+            text, spans = self._incremental(plain, tools)
+        unended = sum(not self._is_ended(text, span) for span in spans)
+        text, shift = self._one_bos(text)
+        kept = _trained([(start + shift, stop + shift) for start, stop in spans], messages)
+        if ignore_empty_think:
+            kept = [_without_empty_think(text, span) for span in kept]
+        return Rendered(text, [(start, stop) for start, stop in kept if start < stop], unended)
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
-        """The text after which the assistant's next turn begins."""
-        return self._write(messages, tools, add_generation_prompt=True)[0]
+    def prompt(self, messages: Messages, tools: Tools = None) -> str:
+        """The text after which the assistant's next turn begins.
 
-    def _incremental(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> Rendered:
-        whole, _ = self._write(messages, tools)
+        Raises:
+            Unrenderable: the template refuses the conversation.
+        """
+        return self._one_bos(self._write(self._plain(messages), tools, prompt=True)[0])[0]
+
+    def written(self, messages: Messages) -> str:
+        """What the template itself makes of messages, BOS or not."""
+        return self._write(self._plain(messages), None)[0]
+
+    def _plain(self, messages: Messages) -> list[dict[str, Any]]:
+        return plain_messages(messages, self._objects)
+
+    def _text(self, tools: Tools) -> str:
+        key = bool(tools)
+        if key not in self._texts:
+            self._texts[key] = self.tokenizer.get_chat_template(None, tools=list(tools) if tools else None)
+        return self._texts[key]
+
+    def uses_tools(self) -> bool:
+        """Whether the template writes tool schemas at all."""
+        return "tools" in self._text([{}])
+
+    # Spans
+
+    def _marked(self, text: str, found: Sequence[Span], messages: Messages) -> list[Span]:
+        """The marked spans, each with the token that ends the turn where it stands behind the mark."""
+        ends = {self.tokenizer.eos_token}
+        if found and messages[-1]["role"] == "assistant" and (last := self._one_special.match(text, found[-1][1])):
+            ends.add(last.group())
+        spans = []
+        for start, stop in found:
+            stop = self._trimmed(text, start, stop)
+            if not self._is_ended(text, (start, stop)):
+                after = self._one_special.match(text, stop)
+                stop = after.end() if after is not None and after.group() in ends else stop
+            spans.append((start, stop))
+        return spans
+
+    def _trimmed(self, text: str, start: int, stop: int) -> int:
+        """`stop` without the white space that follows a special token."""
+        shorter = start + len(text[start:stop].rstrip())
+        return shorter if self._is_ended(text, (start, shorter)) else stop
+
+    def _incremental(self, messages: Messages, tools: Tools) -> tuple[str, list[Span]]:
+        whole = self._write(messages, tools)[0]
         spans = []
         for at, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self.prompt(messages[:at], tools) if at else ""
-            after = whole if at == len(messages) - 1 else self._write(messages[: at + 1], tools)[0]
-            if not at or not whole.startswith(before) or not whole.startswith(after):
-                before = self._without_prompt(messages[:at], tools, whole, after, at)
-            spans.append((len(before), len(before) + self._turn(after[len(before) :])))
-        return Rendered(whole, spans)
+            if message["role"] == "assistant":
+                after = whole if at == len(messages) - 1 else self._write(messages[: at + 1], tools)[0]
+                start = self._start(messages[:at], tools, whole, after, at)
+                spans.append((start, self._stop(whole, after, start, at)))
+        return whole, spans
 
-    def _without_prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, whole: str, after: str, at: int
-    ) -> str:
-        """The text before a turn that does not begin with the generation prompt (or opens the conversation)."""
-        before = self._write(messages, tools)[0] if messages else ""
-        if whole.startswith(after) and after.startswith(before) and messages:
-            header = self.prompt(messages, tools)[len(before) :]
-            # A generation prompt may add what a rendered turn lacks (an empty think block): keep what they share.
-            shared = next((n for n in range(len(header), 0, -1) if after.startswith(before + header[:n])), 0)
-            if shared:
-                return before + header[:shared]
-        raise Unrenderable(
-            f"the chat template renders message {at} differently once later messages follow, so its tokens "
-            "can't be told from the others"
-        )
+    def _start(self, before: Messages, tools: Tools, whole: str, after: str, at: int) -> int:
+        """Where message `at` begins to be the assistant's: behind the generation prompt."""
+        prompt = self._write(before, tools, prompt=True)[0]
+        if whole.startswith(prompt) and after.startswith(prompt):
+            return len(prompt)
+        # A generation prompt may add what a finished turn lacks (an opened think block): keep what they share,
+        # up to a special token or the end of a line.
+        body = self._write(before, tools)[0] if before else ""
+        shared = _common(_common(prompt, whole), after)
+        cuts = [m.end() for m in re.finditer(f"{self._one_special.pattern}|\n", shared) if m.end() > len(body)]
+        if not shared.startswith(body) or not cuts:
+            raise _unstable(at)
+        return cuts[-1]
 
-    def _turn(self, text: str) -> int:
-        """How much of the text after a prompt is the turn: up to its end token, without white space after it."""
-        trimmed = text.rstrip()
-        return len(trimmed) if any(trimmed.endswith(token) for token in self._special()) else len(text)
+    def _stop(self, whole: str, after: str, start: int, at: int) -> int:
+        """Where the turn that ends `after` ends in `whole`: behind its end token, before white space."""
+        said = start + len(self._without_tail(after[start:]))
+        if not whole.startswith(after[:said]):
+            raise _unstable(at)
+        specials = list(self._one_special.finditer(after, said))
+        if not specials:
+            # Without an end token, the white space that separates turns is what ends this one.
+            return len(after) if whole.startswith(after) else said
+        ends = [specials[0].end()]
+        for earlier, later in pairwise(specials):
+            if later.start() != earlier.end():
+                break
+            ends.append(later.end())
+        agreed = [end for end in ends if whole.startswith(after[said:end], said)]
+        if not agreed:
+            raise _unstable(at)
+        return agreed[-1]
 
-    def _special(self) -> list[str]:
-        return [str(token) for token in self.tokenizer.get_added_vocab()]
+    # Special tokens
+
+    @cached_property
+    def _specials(self) -> tuple[str, ...]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {str(token) for token in added if token.special} | {str(t) for t in self.tokenizer.all_special_tokens}
+        return tuple(sorted(tokens - {""}, key=lambda token: (-len(token), token)))
+
+    @cached_property
+    def _one_special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._specials)) or NEVER)
+
+    def _is_ended(self, text: str, span: Span) -> bool:
+        return text.endswith(self._specials, *span)
+
+    def _without_tail(self, text: str) -> str:
+        """`text` without the white space and special tokens at its end."""
+        while True:
+            shorter = text.rstrip()
+            token = next((token for token in self._specials if shorter.endswith(token)), None)
+            if token is None:
+                return shorter
+            text = shorter[: -len(token)]
+
+    def _one_bos(self, text: str) -> tuple[str, int]:
+        """`text` with exactly one BOS (if the tokenizer uses one), and by how much that moved it."""
+        if not self.tokenizer.bos_token:
+            return text, 0
+        bos = str(self.tokenizer.bos_token)
+        length = len(text)
+        while text.startswith(bos + bos):
+            text = text[len(bos) :]
+        if self._adds_bos and not text.startswith(bos):
+            text = bos + text
+        return text, len(text) - length
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return adds_bos(self.tokenizer)
+
+    # What the template does with a message
+
+    @cached_property
+    def _objects(self) -> bool:
+        """Whether the template wants the arguments of tool calls as objects; otherwise they are JSON text."""
+        text = self._probe([_user(), _call({PROBE: PROBE})])
+        return text is None or (repr({PROBE: PROBE}) not in text and PROBE in text)
+
+    def _check_complete(self, messages: Messages) -> None:
+        """Raise Unrenderable where the template leaves out a role or tool calls altogether."""
+        for message in messages:
+            kinds = [message["role"], *(key for key in ("tool_calls",) if key in message)]
+            for kind in kinds:
+                if kind not in self._checked:
+                    self._checked[kind] = self._writes(kind)
+                if not self._checked[kind]:
+                    what = "tool calls" if kind == "tool_calls" else f"messages of the role `{kind}`"
+                    raise Unrenderable(f"the chat template leaves {what} out")
+
+    def _writes(self, kind: str) -> bool:
+        said = {"role": kind, "content": PROBE}
+        call = _call({} if self._objects else "{}")
+        if kind == "tool_calls":
+            text = self._probe([_user(), call])
+        elif kind in ("system", "developer"):
+            text = self._probe([said, _user()])
+        elif kind in ("tool", "function", "ipython"):
+            text = self._probe([_user(), call, {**said, "name": "f", "tool_call_id": "abcdefghi"}])
+            plain = self._probe([_user(), call])
+            return text is None or plain is None or text.count(PROBE) > plain.count(PROBE)
+        else:
+            text = self._probe([_user(), said] if kind == "assistant" else [said])
+        return text is None or PROBE in text
+
+    def _probe(self, messages: Messages) -> str | None:
+        try:
+            return self._write(messages, None)[0]
+        except Unrenderable:
+            return None
 
     def _write(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Any] | None,
-        *,
-        add_generation_prompt: bool = False,
-        generation_indices: bool = False,
+        self, messages: Messages, tools: Tools, *, prompt: bool = False, marked: bool = False
     ) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        special = {k: v for k, v in self.tokenizer.special_tokens_map.items() if isinstance(v, str)}
         try:
-            texts, indices = render_jinja_template(
+            # What it says it returns is not what it returns.
+            found: Any = render_jinja_template(
                 [[dict(message) for message in messages]],
                 tools=list(tools) if tools else None,
-                chat_template=str(self.tokenizer.chat_template),
-                return_assistant_tokens_mask=generation_indices,
-                add_generation_prompt=add_generation_prompt,
-                **special,
+                chat_template=self._text(tools),
+                return_assistant_tokens_mask=marked,
+                add_generation_prompt=prompt,
+                **self._variables,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise Unrenderable(f"the chat template can't render it: {error}") from error
-        return texts[0], (indices[0] if generation_indices else [])
+        texts, spans = found
+        return texts[0], (spans[0] if marked else [])
 
 
-def trainable(
-    rendered: Rendered, messages: Sequence[Mapping[str, Any]], *, ignore_empty_think: bool = False
-) -> list[Span]:
-    """The spans to learn: assistant turns whose message does not say `train: false`.
-
-    With `ignore_empty_think` a leading `<think></think>` without thoughts is left out of its span.
-    """
-    turns = [message for message in messages if message["role"] == "assistant"]
-    chosen = []
-    for at, (start, stop) in enumerate(rendered.spans):
-        if len(turns) == len(rendered.spans) and turns[at].get("train") is False:
-            continue
-        if ignore_empty_think and (empty := EMPTY_THINK.match(rendered.text, start, stop)):
-            start = empty.end()
-        if start < stop:
-            chosen.append((start, stop))
-    return chosen
-
-
-def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of the BOS token if the tokenizer itself puts one before a text."""
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts BOS before a text."""
     bos = tokenizer.bos_token_id
-    ids = tokenizer("a").input_ids
-    return bos if isinstance(bos, int) and ids[:1] == [bos] else None
+    return isinstance(bos, int) and tokenizer("a").input_ids[:1] == [bos]
+
+
+def _unstable(at: int) -> Unrenderable:
+    return Unrenderable(
+        f"the chat template writes messages[{at}] differently once later messages follow, so its tokens can't be told "
+        "from the others"
+    )
+
+
+def _trained(spans: list[Span], messages: Messages) -> list[Span]:
+    turns = [message for message in messages if message["role"] == "assistant"]
+    if all(turn.get("train") is not False for turn in turns):
+        return spans
+    if len(turns) != len(spans):
+        raise Unrenderable(
+            f"the chat template marks {len(spans)} spans for {len(turns)} assistant messages, so `train: false` "
+            "can't be matched to one"
+        )
+    return [span for span, turn in zip(spans, turns, strict=True) if turn.get("train") is not False]
+
+
+def _without_empty_think(text: str, span: Span) -> Span:
+    empty = EMPTY_THINK.match(text, *span)
+    return (empty.end(), span[1]) if empty else span
+
+
+def _common(one: str, other: str) -> str:
+    """The longest common beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one.startswith(other[:middle]) else (low, middle - 1)
+    return one[:low]
+
+
+def _user() -> dict[str, Any]:
+    return {"role": "user", "content": "a"}
+
+
+def _call(arguments: Any) -> dict[str, Any]:
+    function = {"name": f"{PROBE}call", "arguments": arguments}
+    return {
+        "role": "assistant", "content": "",
+        "tool_calls": [{"id": "abcdefghi", "type": "function", "function": function}],
+    }  # fmt: skip

@@ -65,7 +65,7 @@ def canonical_row(row: Any) -> dict[str, Any]:
     out = dict(row)
     for name in CONVERSATIONS:
         value = out.get(name)
-        if name == "messages" and name in out or isinstance(value, list):
+        if (name == "messages" and name in out) or isinstance(value, list):
             out[name] = canonical_messages(value, name)
     if out.get(TOOLS) is not None:
         out[TOOLS] = canonical_tools(out[TOOLS])
@@ -179,18 +179,38 @@ def _train(message: Mapping[str, Any], field: str) -> bool:
     return train if train is not None else bool(weight)
 
 
-def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Canonical messages as a template wants them: without nulls, tool calls as objects, `train` left out."""
-    return [_plain(message) for message in messages]
+def plain_messages(messages: Sequence[Mapping[str, Any]], objects: bool = True) -> list[Message]:
+    """Canonical messages as a template wants them: without nulls and `train`, tool calls as objects.
+
+    The arguments of a call are objects too, or JSON text without `objects`.
+    """
+    return [_plain(message, objects) for message in messages]
 
 
-def _plain(message: Mapping[str, Any]) -> Message:
+def _plain(message: Mapping[str, Any], objects: bool) -> Message:
     out = {key: message[key] for key in TEXT_KEYS if message.get(key) is not None}
     if message.get("tool_calls"):
-        out["tool_calls"] = json.loads(message["tool_calls"])
+        out["tool_calls"] = [_call(call, objects) for call in json.loads(message["tool_calls"])]
     if message.get("extra"):
         out.update(json.loads(message["extra"]))
     return out
+
+
+def _call(call: Any, objects: bool) -> Any:
+    """A tool call with its arguments in the wanted form, wherever they are a JSON object."""
+    function = call.get("function", call)
+    given = function.get("arguments")
+    wanted = _as_object(given) if objects else given if isinstance(given, str) else json.dumps(given or {})
+    changed = {**function, "arguments": wanted}
+    return {**call, "function": changed} if "function" in call else changed
+
+
+def _as_object(given: Any) -> Any:
+    try:
+        parsed = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return given
+    return given if isinstance(given, str) and not isinstance(parsed, dict) else parsed
 
 
 def conversations(column: pa.ChunkedArray | pa.Array) -> list[list[Message] | None]:

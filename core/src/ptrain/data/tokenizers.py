@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from ptrain.data.arrow import BLOCK
+from ptrain.data.rows import CONVERSATIONS, Message, conversations, message_type
 from ptrain.errors import ModelError
 from ptrain.parts import Tokenizer
 from ptrain.recipe.sections import TokenizerConfig
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ptrain.run import Run
 
+SAID = ("role", "content", "reasoning_content", "tool_calls")
+"""The parts of a message that a tokenizer is trained on."""
 TEMPLATES = Path(__file__).parent / "templates"
 END_OF_TEXT, TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
@@ -77,7 +82,27 @@ class HuggingFaceTokenizer(Tokenizer):
             tokenizer.pad_token = tokenizer.eos_token
         if self.config.chat_template is not None:
             tokenizer.chat_template = template_text(self.config.chat_template)
+        _begin_with_bos(tokenizer)
         return tokenizer
+
+
+def _begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the template write BOS where the tokenizer would add it to a plain text, but the template does not.
+
+    Chats are encoded without added tokens, here and wherever the model is used afterwards: a BOS that is trained
+    with has to be in the template that is saved.
+    """
+    from ptrain.data.render import Template, Unrenderable, adds_bos
+
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or not adds_bos(tokenizer):
+        return
+    try:
+        written = Template(tokenizer).written([{"role": "user", "content": "a"}])
+    except Unrenderable:
+        return
+    if not written.startswith(str(tokenizer.bos_token)):
+        tokenizer.chat_template = "{{- bos_token -}}" + template
 
 
 class TrainedTokenizer(Tokenizer):
@@ -94,6 +119,11 @@ class TrainedTokenizer(Tokenizer):
         """Every character is a token of its own."""
         chat_template: str | None = "chatml"
         """A template: one of ptrain's by name, or the path of a `.jinja` file."""
+
+    def recipe(self) -> Any:
+        """What the tokenizer is made from, besides the rows: part of the key of prepared data."""
+        template = self.config.chat_template
+        return [self.config.model_dump(mode="json"), template_text(template) if template else None]
 
     def create(self, run: Run) -> PreTrainedTokenizerBase:
         """The tokenizer; the same rows give the same one.
@@ -133,18 +163,27 @@ class TrainedTokenizer(Tokenizer):
         return splits
 
 
-def texts(rows: Any) -> Iterator[str]:
-    """The text of rows: their `text`, or what their messages say.
+def texts(rows: Dataset) -> Iterator[str]:
+    """The text of rows: their `text`, or what their messages say, a block of rows at a time.
 
     Raises:
         ModelError: they hold neither.
     """
-    if "text" in rows.column_names:
-        yield from (row["text"] for row in rows)
-    elif "messages" in rows.column_names:
-        yield from (message["content"] for row in rows for message in row["messages"])
-    else:
+    found = [name for name in (*CONVERSATIONS, "text") if name in rows.column_names]
+    if not found:
         raise ModelError(
             f"a tokenizer can't be trained on rows with the columns {rows.column_names}",
             expected="a column `messages` or `text`",
         )
+    for block in rows.select_columns(found).with_format("arrow").iter(batch_size=BLOCK):
+        for name in found:
+            column: Any = block[name]  # type: ignore[call-overload, index]
+            if column.type == message_type():
+                yield from (said for messages in conversations(column) for said in _said(messages or []))
+            else:
+                yield from (text for text in column.to_pylist() if isinstance(text, str))
+
+
+def _said(messages: list[Message]) -> Iterator[str]:
+    for message in messages:
+        yield from (message[key] for key in SAID if message.get(key))

@@ -38,9 +38,7 @@ def command(plan: Plan, worker: Sequence[str]) -> list[str]:
         ("bind_core_list", given.bind_core_list),
     ):
         words += [f"--{name}={value}"] if value not in (None, "") else []
-    words += [
-        f"--{name}" for name in ("no_ssh", "no_ssh_check", "bind_cores_to_rank") if getattr(given, name)
-    ]
+    words += [f"--{name}" for name in ("no_ssh", "no_ssh_check", "bind_cores_to_rank") if getattr(given, name)]
     words += ["--force_multi"] if len(plan.hosts) == 1 else []
     return [*words, "--module", "--no_local_rank", *worker]
 

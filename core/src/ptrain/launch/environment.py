@@ -142,9 +142,7 @@ def _checked(place: Topology) -> Topology:
                 expected=f"a {kind} from 0 to {size - 1}" if size else "at least one worker",
             )
     if place.master_port > 65535:
-        raise LaunchError(
-            f"the environment variable MASTER_PORT is {place.master_port}", expected="1 to 65535"
-        )
+        raise LaunchError(f"the environment variable MASTER_PORT is {place.master_port}", expected="1 to 65535")
     return place
 
 
@@ -181,13 +179,3 @@ def _cpu_build() -> bool:
         return importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:
         return False
-
-
-def cores(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """The CPU cores that this process may use: its affinity, less where a container's quota is smaller."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return max(1, min(available, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup v2, or a quota of "max"
-        return available

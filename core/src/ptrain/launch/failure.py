@@ -69,9 +69,7 @@ class Failure:
     def of_exit(cls, code: int, rank: int, who: str = "the process") -> Failure:
         """The failure of a process that ended without leaving an exception; `code` as `Popen` gives it."""
         if code >= 0:
-            return cls(
-                rank, time.time(), "", f"{who} ended with exit code {code} and left no exception", code
-            )
+            return cls(rank, time.time(), "", f"{who} ended with exit code {code} and left no exception", code)
         name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
         hint = {"SIGKILL": " (out of memory?)", "SIGSEGV": " (a crash in native code)"}.get(name, "")
         return cls(rank, time.time(), "", f"{who} was ended by {name}{hint}", 128 - code)

@@ -43,9 +43,7 @@ def read_hostfile(path: Path) -> Hosts:
 def _hostfile_line(text: str, where: Position) -> tuple[str, list[int]]:
     match = re.fullmatch(r"(\S+)\s+slots=([0-9]+)", text)
     if match is None or int(match[2]) == 0:
-        raise LaunchError(
-            f"{text!r} is no line of a hostfile", where=where, expected="`worker-0 slots=8`, say"
-        )
+        raise LaunchError(f"{text!r} is no line of a hostfile", where=where, expected="`worker-0 slots=8`, say")
     return match[1], list(range(int(match[2])))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ptrain.launch.cpu import share
 from ptrain.launch.environment import LaunchError, Topology, accelerators, visible_devices
 from ptrain.launch.hosts import Hosts, choose, is_here, parse_filter, read_hostfile
 
@@ -51,8 +51,7 @@ class Arguments:
 
     def given(self) -> list[str]:
         """The options that were given, as they are written."""
-        names = [f.name for f in fields(self) if getattr(self, f.name) not in (None, "", False)]
-        return [f"--{name}" for name in names]
+        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 @dataclass(frozen=True)
@@ -166,17 +165,9 @@ def _slots_here(arguments: Arguments, environ: Mapping[str, str]) -> list[int]:
         named = [slot for text in (arguments.include, arguments.exclude) if text for slot in _all_slots(text)]
         return list(range(max([arguments.workers or 1, *(slot + 1 for slot in named)])))
     visible = visible_devices(environ.get("CUDA_VISIBLE_DEVICES", ""))
-    slots = (
-        [int(entry) for entry in visible]
-        if visible and all(e.isdigit() for e in visible)
-        else list(range(found))
-    )
+    slots = [int(entry) for entry in visible] if visible and all(e.isdigit() for e in visible) else list(range(found))
     # Too many workers for these are refused later; here they must not be cut off silently.
-    return (
-        slots[: arguments.workers]
-        if (arguments.workers or 0) <= found
-        else list(range(arguments.workers or 0))
-    )
+    return slots[: arguments.workers] if (arguments.workers or 0) <= found else list(range(arguments.workers or 0))
 
 
 def _all_slots(text: str) -> list[int]:
@@ -185,11 +176,7 @@ def _all_slots(text: str) -> list[int]:
 
 def _here(arguments: Arguments, slots: list[int], environ: Mapping[str, str]) -> Plan:
     """Workers on this machine, under ptrain's own supervisor."""
-    only = [
-        f"--{name}"
-        for name in ("no_ssh", "node_rank", "venv_script")
-        if getattr(arguments, name) not in (None, False)
-    ]
+    only = [option for option in arguments.given() if option in ("--no_ssh", "--node_rank", "--venv_script")]
     if only:
         raise LaunchError(
             f"{', '.join(only)}: only for several hosts, and there is one",
@@ -203,12 +190,13 @@ def _here(arguments: Arguments, slots: list[int], environ: Mapping[str, str]) ->
         )
     if arguments.master_port is not None:
         _check_port(arguments.master_port)
+    bound = arguments.bind_cores_to_rank or bool(arguments.bind_core_list)
     chosen = arguments.include or arguments.exclude or arguments.workers
     return Plan(
         workers=len(slots),
         devices=_devices(slots, environ) if chosen and found else None,
         port=arguments.master_port,
-        cores=_cores(arguments, len(slots)),
+        cores=share(arguments.bind_core_list, len(slots)) if bound else (),
         arguments=arguments,
     )
 
@@ -232,47 +220,6 @@ def _check_port(port: int) -> None:
             ) from None
 
 
-def _cores(arguments: Arguments, workers: int) -> tuple[tuple[int, ...], ...]:
-    """The cores of each worker for `--bind_cores_to_rank`: equal shares, in order."""
-    if not arguments.bind_cores_to_rank and not arguments.bind_core_list:
-        return ()
-    if not hasattr(os, "sched_getaffinity"):
-        raise LaunchError("--bind_cores_to_rank: this system can't bind processes to cores")
-    usable = sorted(os.sched_getaffinity(0))
-    listed = parse_core_list(arguments.bind_core_list) if arguments.bind_core_list else usable
-    if not set(listed) <= set(usable):
-        raise LaunchError(
-            f"--bind_core_list {arguments.bind_core_list}: the usable cores are {_short(usable)}"
-        )
-    share = len(listed) // workers
-    if share == 0:
-        raise LaunchError(f"--bind_cores_to_rank: {len(listed)} cores are too few for {workers} workers")
-    return tuple(tuple(listed[rank * share : (rank + 1) * share]) for rank in range(workers))
-
-
-def parse_core_list(text: str) -> list[int]:
-    """The numbers of `1,3-5,7`.
-
-    Raises:
-        LaunchError: it is not of that form.
-    """
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise LaunchError(f"--bind_core_list {text}: {part!r} is no core", expected="`0,2-5`, say")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return sorted(set(numbers))
-
-
-def _short(numbers: Sequence[int]) -> str:
-    return (
-        f"{numbers[0]}-{numbers[-1]}"
-        if len(numbers) == numbers[-1] - numbers[0] + 1
-        else ", ".join(map(str, numbers))
-    )
-
-
 def _on_hosts(arguments: Arguments, hosts: Hosts) -> Plan:
     """Workers on several hosts (or on one that is not this one), under DeepSpeed's launcher."""
     if arguments.no_ssh:
@@ -290,9 +237,7 @@ def _on_hosts(arguments: Arguments, hosts: Hosts) -> Plan:
         shlex.split(arguments.launcher_args)
     except ValueError as error:
         raise LaunchError(f"--launcher_args {arguments.launcher_args!r}: {error}") from None
-    return Plan(
-        workers=max(map(len, hosts.values())), port=arguments.master_port, hosts=hosts, arguments=arguments
-    )
+    return Plan(workers=max(map(len, hosts.values())), port=arguments.master_port, hosts=hosts, arguments=arguments)
 
 
 def _check_no_ssh(arguments: Arguments, hosts: Hosts) -> None:
@@ -304,9 +249,7 @@ def _check_no_ssh(arguments: Arguments, hosts: Hosts) -> None:
             expected=f"0 to {count - 1}: the place of this host among {', '.join(hosts)}",
         )
     if not arguments.master_addr:
-        raise LaunchError(
-            "--no_ssh: --master_addr is missing", expected=f"the address of {next(iter(hosts))}"
-        )
+        raise LaunchError("--no_ssh: --master_addr is missing", expected=f"the address of {next(iter(hosts))}")
     if arguments.master_port is None:
         raise LaunchError("--no_ssh: --master_port is missing", expected="the same free port on every host")
     if arguments.node_rank == 0:

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 WORKER = "ptrain.launch.worker"
 
 
-def start(
-    plan: Plan, spec: Path, logger: LoggerConfig, *, debug: bool = False, python_profile: str = "disable"
-) -> int:
+def start(plan: Plan, spec: Path, logger: LoggerConfig, *, debug: bool = False, python_profile: str = "disable") -> int:
     """Train as planned and return the exit code: 0 done, 75 stopped on request and saved, else failed.
 
     A failure has been shown when this returns. One worker trains in this process.

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptrain.launch import failure, guard
-from ptrain.launch.environment import Topology, accelerators, cores
+from ptrain.launch.cpu import cores
+from ptrain.launch.environment import Topology, accelerators
 from ptrain.launch.failure import ERROR_DIR, Failure
 from ptrain.launch.output import Output
 from ptrain.launch.report import show_failure
@@ -116,9 +117,7 @@ def _attempt(job: Job) -> tuple[int, Failure | None]:
         return (STOPPED if any(w.process.returncode == STOPPED for w in workers) else 0), None
 
 
-def _failed(
-    job: Job, workers: list[Worker], ended: list[Worker], requests: list[int]
-) -> tuple[int, Failure | None]:
+def _failed(job: Job, workers: list[Worker], ended: list[Worker], requests: list[int]) -> tuple[int, Failure | None]:
     """Stop the workers that are left, and find out why the run failed."""
     left = [worker for worker in workers if worker.running]
     if requests and all(worker.process.returncode == -requests[0] for worker in ended):

@@ -38,9 +38,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             sys.stderr.write("\n".join(failure.traceback) + "\n")
 
     with listening(settle=SETTLE) as stop:
-        code = recorded(
-            lambda: train(given.spec, stop, given.python_profile), show, Path(folder) if folder else None
-        )
+        code = recorded(lambda: train(given.spec, stop, given.python_profile), show, Path(folder) if folder else None)
     leave(code)
 
 

@@ -42,7 +42,7 @@ class WandB(Tracker):
 
 def _library() -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
         raise RecipeError("`wandb.enable` is on, but wandb is not installed", fix="pip install wandb") from error
     return wandb

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import Field, model_validator
 
 import ptrain
-from pydantic import Field
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +30,12 @@ class SFTData(ptrain.DataConfig):
     pack_samples: bool = False
     """Put several conversations in one row of at most `max_length` tokens; they do not see each other."""
 
+    @model_validator(mode="after")
+    def _one_policy(self) -> Any:
+        if self.filter_samples and self.overlength not in (None, "drop"):
+            raise ValueError(f"`filter_samples: true` means `overlength: drop`, but `overlength` is {self.overlength}")
+        return self
+
 
 class CausalData(ptrain.DataConfig):
     """The `data` section of `causal`."""
@@ -36,39 +43,37 @@ class CausalData(ptrain.DataConfig):
 
 def process_sft(run: Run, split: str, dataset: Dataset) -> Dataset:
     """Token rows of conversations: one a row, or packed (training rows alone)."""
-    from ptrain.data import process
+    from ptrain.data.pack import best_fit
+    from ptrain.data.process import counted, encode_conversations
     from ptrain.data.workspace import workspace
 
-    data, report = run.recipe.data, workspace().report(split)
-    documents = process.fit(
-        process.encode_conversations(
-            dataset,
-            run.tokenizer,
-            report,
-            mask_inputs=data.mask_inputs,
-            ignore_empty_think=data.ignore_empty_think,
-        ),
-        data.max_length,
-        data.overlength or ("drop" if data.filter_samples else "error"),
+    data, report = cast(SFTData, run.recipe.data), workspace().report(split)
+    documents = encode_conversations(
+        dataset,
+        run.tokenizer,
         report,
+        max_length=data.max_length,
+        overlength=data.overlength or ("drop" if data.filter_samples else "error"),
+        mask_inputs=data.mask_inputs,
+        ignore_empty_think=data.ignore_empty_think,
         max_unsupervised=data.max_unsupervised,
     )
-    if data.pack_samples and split == "train":
-        rows = process.packed(documents, data.max_length, report)
-    else:
-        rows = ([document] for document in documents)
-    return process.counted(process.write_tokens(rows, split), report)
+    packed = data.pack_samples and split == "train"
+    rows = documents.bins(best_fit(documents.lengths, data.max_length)) if packed else documents.whole()
+    return counted(documents.rows(rows, split), report, data.max_length if packed else None)
 
 
 def process_causal(run: Run, split: str, dataset: Dataset) -> Dataset:
-    """Token rows of exactly `max_length` tokens, from shuffled documents."""
+    """Token rows of exactly `max_length` tokens, from shuffled documents; the last partial one is left out."""
     import numpy as np
-    from ptrain.data import process
+
+    from ptrain.data.pack import slice_and_pack
+    from ptrain.data.process import counted, encode_texts
     from ptrain.data.workspace import workspace
 
     data, report = run.recipe.data, workspace().report(split)
-    order = np.random.default_rng(data.seed).permutation(len(dataset))
-    documents = list(process.encode_texts(dataset.select(order), run.tokenizer))
-    report.rows, report.documents = len(dataset), len(documents)
-    rows = process.sliced(documents, data.max_length, report)
-    return process.counted(process.write_tokens(rows, split), report)
+    documents = encode_texts(dataset, run.tokenizer, report)
+    order = np.random.default_rng(data.seed).permutation(len(documents))
+    report.lost_tokens += int(documents.lengths.sum()) % data.max_length
+    rows = slice_and_pack(documents.lengths, data.max_length, order)
+    return counted(documents.rows(rows, split), report, data.max_length)

@@ -47,15 +47,17 @@ def sampled(dataset: Dataset, config: SourceConfig) -> Dataset:
     More than there are repeats them.
 
     Raises:
-        DataError: there are no rows.
+        DataError: there are no rows, or both are given.
     """
     import numpy as np
 
     if not len(dataset):
         raise DataError(f"a source of type `{config.type}` has no rows", expected="at least one")
     count = config.sample_count
+    if count is not None and config.sample_ratio is not None:
+        raise DataError("a source has both `sample_ratio` and `sample_count`", expected="one of them")
     if count is None and config.sample_ratio is not None:
-        count = round(len(dataset) * config.sample_ratio)
+        count = max(1, round(len(dataset) * config.sample_ratio))
     if count is None or count == len(dataset):
         return dataset
     whole, rest = divmod(count, len(dataset))

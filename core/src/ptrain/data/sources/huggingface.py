@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptrain.data.rows import CONVERSATIONS
 from ptrain.data.sources.base import checked, content_hashes, sampled, stored
 from ptrain.errors import DataError, Position
 from ptrain.parts import Source
@@ -65,10 +66,10 @@ class HuggingFaceSource(Source):
 
     def shape(self, dataset: Dataset) -> Dataset:
         """The rows in the form that trainers read."""
-        return self._stored(enumerate(dataset, 1)) if "messages" in dataset.column_names else dataset
+        return self._stored(enumerate(dataset, 1)) if set(CONVERSATIONS) & set(dataset.column_names) else dataset
 
     def fingerprint(self) -> Any:
-        """Hashes of the files of a local folder; a name on the hub stands for itself."""
+        """Hashes of the files of a local folder; a name on the hub stands for itself, with its `kwargs.revision`."""
         folder = Path(self._name()[0]).expanduser()
         return content_hashes(sorted(p for p in folder.rglob("*") if p.is_file())) if folder.is_dir() else None
 
@@ -87,6 +88,8 @@ class HuggingFaceSource(Source):
         mapping = {**SPLITS.get(name, {}), **self.config.split_mapping}
         wanted = own or mapping.get(split, split)
         folder = Path(name).expanduser()
+        if folder.is_file():
+            raise DataError(f"`{name}` is a file", expected="a folder", fix="write e.g. `{type: jsonl, path: ...}`")
         try:
             if any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
                 return _part(datasets.load_from_disk(str(folder)), wanted)
@@ -156,9 +159,7 @@ class HuggingFaceInstruct(HuggingFaceSource):
                 lists.setdefault((column, key), {})[value] = role
             elif row[column] or role != "system":
                 plain.append({"role": role, "content": row[column]})
-        turns = [
-            turn for (column, key), roles in lists.items() for turn in self._turns(row[column], key, roles, where)
-        ]
+        turns = [turn for (column, key), roles in lists.items() for turn in self._turns(row[column], key, roles, where)]
         last = [one for one in plain if turns and one["role"] == "assistant"]
         extra = {"tools": row["tools"]} if row.get("tools") else {}
         return {"messages": [*(one for one in plain if one not in last), *turns, *last], **extra}

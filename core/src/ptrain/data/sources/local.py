@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import bz2
 import csv
-import glob
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from ptrain.data.arrow import BLOCK
+from ptrain.data.rows import shown
 from ptrain.data.sources.base import checked, content_hashes, stored
 from ptrain.errors import DataError, Position
 from ptrain.parts import Source
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ptrain.run import Run
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+PACKED = {*OPENERS, ".zst"}
 NumberedRows = Iterator[tuple[int, Any]]
 
 
@@ -33,6 +36,8 @@ class LocalFiles(Source):
 
     class Config(SourceConfig):
         """Keys of every source of local files."""
+
+        not_prepared: ClassVar[frozenset[str]] = frozenset({"path"})
 
         path: str | list[str]
         """A file, a pattern such as `data/*.jsonl.gz`, or a list of them."""
@@ -58,7 +63,9 @@ class LocalFiles(Source):
         given = [self.config.path] if isinstance(self.config.path, str) else self.config.path
         found: list[Path] = []
         for pattern in given:
-            matches = [Path(one) for one in sorted(glob.glob(str(Path(pattern).expanduser())))]
+            whole = Path(pattern).expanduser()
+            root = Path(whole.anchor)
+            matches = [whole] if whole.is_file() else sorted(root.glob(str(whole.relative_to(root))))
             matches = [one for one in matches if one.is_file()]
             if not matches:
                 raise _no_file(pattern)
@@ -72,9 +79,11 @@ class LocalFiles(Source):
             for row in checked(self.parse(path), str(path)):
                 empty = False
                 yield row
-        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, csv.Error) as error:
+        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, csv.Error) as error:
+            packed = f", packed as `{path.suffix}`" if path.suffix in PACKED else ""
             raise DataError(
-                f"`{path}` can't be read as {self.format}: {error}", fix="see whether the file is whole"
+                f"`{path}` can't be read as {self.format}{packed}: {error}",
+                fix="see whether the file is whole, and is what its name says",
             ) from error
         if empty:
             raise DataError(f"`{path}` has no rows", expected="at least one")
@@ -126,13 +135,21 @@ class JsonLinesFiles(LocalFiles):
 
 def _parsed(line: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except json.JSONDecodeError as error:
+        whole = number == 1 and line.lstrip()[:1] in ("[", "{")
         raise DataError(
             f"this line is no JSON: {error.msg}",
             where=Position(str(path), number, error.colno),
             expected="one JSON object a line",
+            fix="for one list of objects write `type: json`" if whole else None,
         ) from error
+    if number == 1 and isinstance(row, list):
+        raise DataError(
+            "this line is a list", where=Position(str(path), 1, 1), expected="one JSON object a line",
+            fix="for one list of objects write `type: json`",
+        )  # fmt: skip
+    return row
 
 
 class JsonFiles(LocalFiles):
@@ -155,7 +172,7 @@ class JsonFiles(LocalFiles):
                     fix="for one object a line write `type: jsonl`",
                 ) from error
         if not isinstance(content, list):
-            raise DataError(f"`{path}` holds a {type(content).__name__}", expected="a JSON list of objects")
+            raise DataError(f"`{path}` holds {shown(content)}", expected="a JSON list of objects")
         yield from enumerate(content, 1)
 
 
@@ -219,10 +236,12 @@ class ParquetFiles(LocalFiles):
         import pyarrow.parquet as pq
 
         try:
-            batches = pq.ParquetFile(path).iter_batches()
-        except pa.ArrowInvalid as error:
-            raise DataError(f"`{path}` is no Parquet file: {error}") from error
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+            batches = pq.ParquetFile(path).iter_batches(BLOCK)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        except pa.ArrowException as error:
+            raise DataError(
+                f"`{path}` can't be read as Parquet: {error}", fix="see whether the file is whole"
+            ) from error
 
 
 class ArrowFiles(LocalFiles):
@@ -235,17 +254,25 @@ class ArrowFiles(LocalFiles):
 
     def parse(self, path: Path) -> NumberedRows:
         """Each record, numbered from 1."""
-        yield from enumerate((row for batch in _arrow(path).to_batches() for row in batch.to_pylist()), 1)
+        import pyarrow as pa
 
-
-def _arrow(path: Path) -> Any:
-    """The table of an Arrow stream or file."""
-    import pyarrow as pa
-
-    for opened in (pa.ipc.open_stream, pa.ipc.open_file):
         with pa.memory_map(str(path)) as file:
             try:
-                return opened(file).read_all()
-            except pa.ArrowInvalid:
-                continue
-    raise DataError(f"`{path}` is no Arrow file", expected="an Arrow IPC stream or file")
+                yield from enumerate((row for batch in _batches(file, path) for row in batch.to_pylist()), 1)
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"`{path}` can't be read as Arrow: {error}", fix="see whether the file is whole"
+                ) from error
+
+
+def _batches(file: Any, path: Path) -> Iterator[Any]:
+    """The record batches of an Arrow file (which ends in a footer) or stream."""
+    import pyarrow as pa
+
+    with path.open("rb") as start:
+        is_file = start.read(6) == b"ARROW1"
+    if not is_file:
+        yield from pa.ipc.open_stream(file)
+        return
+    reader = pa.ipc.open_file(file)
+    yield from (reader.get_batch(number) for number in range(reader.num_record_batches))

@@ -1,0 +1,48 @@
+"""The rows of all sources, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ptrain.data.rows import CONVERSATIONS, ORIGIN, TOOLS
+from ptrain.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ptrain.run import Run
+
+KNOWN = {*CONVERSATIONS, TOOLS, "text", "input_ids", "labels", ORIGIN}
+"""Columns that are kept when only some sources have them."""
+
+
+def load_rows(run: Run, sources: Sequence[Any], *, besides: Dataset | None = None) -> Dataset:
+    """The rows of `besides` and of each source, one after another, through the stage `load`.
+
+    Raises:
+        DataError: of a source; or a source says `process: false` and has no tokens; or their columns do not fit.
+    """
+    parts = [besides] if besides is not None and len(besides) else []
+    for source in sources:
+        rows = run.call("load", source=source)
+        if not source.config.process and not {"input_ids", "labels"} <= set(rows.column_names):
+            raise DataError(
+                f"a source of type `{source.config.type}` says `process: false`, and has the columns "
+                f"{rows.column_names}",
+                expected="`input_ids` and `labels`",
+                fix="leave `process` out",
+            )
+        parts.append(rows)
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    from datasets import concatenate_datasets
+
+    kept = KNOWN | set.intersection(*(set(part.column_names) for part in parts))
+    chosen = [part.select_columns([name for name in part.column_names if name in kept]) for part in parts]
+    try:
+        return concatenate_datasets(chosen)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"the rows of the sources do not fit together: {error}") from error
