@@ -146,6 +146,7 @@ def command(
     """Train what a recipe says."""
     from ptrain.launch.plan import Arguments, make_plan
     from ptrain.launch.start import start
+    from ptrain.launch.together import prepare_together
     from ptrain.launch.worker import leave
     from ptrain.recipe.load import load_recipe
     from ptrain.train import prepare_run
@@ -171,9 +172,11 @@ def command(
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
     plan = make_plan(arguments)
     signal.signal(signal.SIGTERM, _terminated)
-    spec = prepare_run(loaded, recipe, resume=resume, restart=restart, command=sys.argv)
-    code_of_run = start(plan, spec, loaded.recipe.logger, debug=Settings.debug, python_profile=python_profile.value)
-    leave(code_of_run)
+    spec = prepare_together(
+        plan.meeting,
+        lambda: prepare_run(loaded, recipe, resume=resume, restart=restart, command=sys.argv),
+    )
+    leave(start(plan, spec, loaded.recipe.logger, debug=Settings.debug, python_profile=python_profile.value))
 
 
 def _terminated(number: int, _frame: object) -> None:

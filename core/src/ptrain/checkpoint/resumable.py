@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import CheckpointError
+from ptrain.errors import CheckpointError, PluginError
 from ptrain.parts import Checkpoint
 from ptrain.recipe.sections import CheckpointConfig
 
@@ -35,24 +35,32 @@ class DeepSpeedCheckpoint(Checkpoint):
         """Keys of `deepspeed`."""
 
     def save(self, run: Run, path: Path) -> None:
-        """Gather parameter by parameter; rank 0 writes, and holds one shard at a time."""
+        """Gather parameter by parameter; rank 0 writes, and holds one file's worth at a time.
+
+        Raises:
+            CheckpointError: the optimizer keeps a state that can't be told apart by parameter.
+            PluginError: a plugin's state is neither JSON nor tensors.
+        """
         from ptrain import engine_state
 
-        writer = _Shards(path)
-        for name, tensors in engine_state.gather(run.engine, run.model, run.rank):
-            if run.rank == 0:
-                writer.add(name, tensors)
+        writer = Shards(path)
+        for name, key, tensor in engine_state.gather(run.engine, run.model, run.rank):
+            if tensor is not None:
+                writer.add(name, key, tensor)
+        frozen = engine_state.frozen_sums(run.engine, run.model)
         states = run.states()
         if run.rank == 0:
             writer.close()
-            self._write_state(run, path, states)
+            self._write_state(run, path, states, frozen)
 
-    def _write_state(self, run: Run, path: Path, states: Mapping[str, Mapping[str, Any]]) -> None:
+    def _write_state(
+        self, run: Run, path: Path, states: Mapping[str, Mapping[str, Any]], frozen: Mapping[str, int]
+    ) -> None:
         from safetensors.torch import save_file
 
         from ptrain import engine_state
 
-        plain, tensors = _divided(states)
+        plain, tensors = divided(states)
         if tensors:
             save_file(tensors, path / PLUGINS)
         batch = run.recipe.micro_batch_size * run.accumulation * run.data_world
@@ -62,8 +70,10 @@ class DeepSpeedCheckpoint(Checkpoint):
             "global_batch": batch,
             "world": run.world,
             "rows": len(run.train_data),
-            "scheduler": _json_only(run.scheduler.state_dict()),
+            "scheduler": schedule_state(run.scheduler.state_dict()),
+            "loss_scale": engine_state.loss_scale(run.engine),
             "parameters": engine_state.shapes(run.model),
+            "frozen": dict(frozen),
             "plugins": plain,
         }
         (path / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -72,35 +82,53 @@ class DeepSpeedCheckpoint(Checkpoint):
         """Put everything back.
 
         Raises:
-            CheckpointError: it belongs to another model, another amount of data, or another version's format.
+            CheckpointError: it is damaged, or belongs to another model, optimizer, amount of data or format.
         """
         from ptrain import engine_state
         from ptrain.results import Progress
 
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = _json(path / STATE)
         _check(run, path, state)
-        reader = _Reader(path)
-        engine_state.restore(run.engine, run.model, reader.read, state["progress"]["step"])
+        reader = Reader(path)
+        engine_state.restore(run.engine, run.model, reader.keys(), reader.read)
+        engine_state.set_loss_scale(run.engine, state["loss_scale"])
         run.progress = Progress(**state["progress"])
         run.scheduler.load_state_dict(state["scheduler"])
-        for group, rate in zip(run.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True):
+        for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        run.restore_states(_joined(state["plugins"], path / PLUGINS))
+        run.restore_states(joined(state["plugins"], path / PLUGINS))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`{path}` can't be read: {error}", fix="resume from an earlier checkpoint") from error
 
 
 def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     from ptrain import engine_state
 
-    if state["format"] != FORMAT:
-        raise CheckpointError(f"`{path}` has the format {state['format']}", expected=f"format {FORMAT}")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"`{path}` has the format {state.get('format')}", expected=f"format {FORMAT}")
     saved, wanted = state["parameters"], engine_state.shapes(run.model)
     wrong = [
-        f"{n}: {saved.get(n)} there, {wanted.get(n)} here" for n in {**saved, **wanted} if saved.get(n) != wanted.get(n)
+        f"`{name}` is {saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+        for name in {**saved, **wanted}
+        if saved.get(name) != wanted.get(name)
     ]
     if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"`{path}` is a checkpoint of another model: " + "; ".join(wrong[:3]),
+            f"`{path}` is a checkpoint of another model: " + "; ".join(wrong[:3]) + more,
             fix="resume with the recipe of that run",
+        )
+    sums = engine_state.frozen_sums(run.engine, run.model)
+    if sums != state["frozen"]:
+        name = next(name for name in {**sums, **state["frozen"]} if sums.get(name) != state["frozen"].get(name))
+        raise CheckpointError(
+            f"the frozen weight `{name}` is not the one that `{path}` was made with",
+            fix="resume with the model of that run (`model.revision` pins one on the hub)",
         )
     if state["rows"] != len(run.train_data):
         raise CheckpointError(
@@ -109,19 +137,26 @@ def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
         )
 
 
-def _json_only(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a scheduler's state is data: functions and the optimizer are made anew from the recipe."""
+def schedule_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a schedule's state is data: functions and the like are made anew from the recipe."""
     found = {}
     for key, value in state.items():
+        value = value.item() if hasattr(value, "item") else value
         try:
-            found[key] = json.loads(json.dumps(value))
-        except TypeError:
+            # What JSON would change (numbers as keys, say) is a setting, and as such made anew too.
+            if json.loads(json.dumps(value)) == value:
+                found[key] = value
+        except (TypeError, ValueError):
             continue
     return found
 
 
-def _divided(states: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Plugins' states as JSON values and as tensors named `plugin/key`."""
+def divided(states: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Plugins' states as JSON values, and as tensors named `plugin/key`.
+
+    Raises:
+        PluginError: a value is neither a tensor nor JSON.
+    """
     import torch
 
     plain: dict[str, Any] = {}
@@ -132,63 +167,103 @@ def _divided(states: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], d
             if isinstance(value, torch.Tensor):
                 tensors[f"{plugin}/{key}"] = value.detach().cpu().contiguous().clone()
             else:
+                _check_plain(value, f"`{key}` of the state that `{plugin}` saves")
                 plain[plugin][key] = value
     return plain, tensors
 
 
-def _joined(plain: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
+def _check_plain(value: Any, where: str) -> None:
+    """Raise PluginError where JSON would not give `value` back."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, inner in value.items():
+            _check_plain(inner, f"`{key}` in {where}")
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, where)
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        raise PluginError(
+            f"{where} is a {type(value).__name__}",
+            expected="a tensor, or text, numbers, booleans, None, lists and dicts with text as keys",
+        )
+
+
+def joined(plain: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
+    """What `divided` took apart; `path` is the file of the tensors, which may be absent."""
     from safetensors.torch import load_file
 
     states = {plugin: dict(state) for plugin, state in plain.items()}
     for name, tensor in (load_file(path) if path.exists() else {}).items():
         plugin, _, key = name.partition("/")
-        states.setdefault(plugin, {})[key] = tensor
+        states[plugin][key] = tensor
     return states
 
 
-class _Shards:
-    """Writes tensors into safetensors files of bounded size, with an index from parameter to file."""
+class Shards:
+    """Writes tensors into safetensors files of bounded size, with an index by parameter.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the folder.
+        limit: bytes of a file; only a tensor that is larger by itself makes a larger one.
+    """
+
+    def __init__(self, path: Path, limit: int = SHARD_BYTES) -> None:
         self._path = path
+        self._limit = limit
         self._held: dict[str, torch.Tensor] = {}
         self._bytes = 0
-        self._index: dict[str, dict[str, Any]] = {}
+        self._index: dict[str, dict[str, str]] = {}
         self._number = 0
 
-    def add(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Add the tensors of one parameter."""
-        self._index[name] = {"file": f"state-{self._number:05d}.safetensors", "tensors": list(tensors)}
-        for key, tensor in tensors.items():
-            self._held[f"{name}/{key}"] = tensor.contiguous().clone()
-            self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes >= SHARD_BYTES:
+    def add(self, name: str, key: str, tensor: torch.Tensor) -> None:
+        """Add one tensor of a parameter, which is the writer's from then on."""
+        size = tensor.numel() * tensor.element_size()
+        if self._held and self._bytes + size > self._limit:
             self._flush()
+        self._index.setdefault(name, {})[key] = self._file
+        self._held[f"{name}/{key}"] = tensor.contiguous()
+        self._bytes += size
 
     def close(self) -> None:
         """Write what is held, and the index."""
         self._flush()
         (self._path / INDEX).write_text(json.dumps(self._index, indent=1), encoding="utf-8")
 
+    @property
+    def _file(self) -> str:
+        return f"state-{self._number:05d}.safetensors"
+
     def _flush(self) -> None:
         from safetensors.torch import save_file
 
         if self._held:
-            save_file(self._held, self._path / f"state-{self._number:05d}.safetensors")
+            save_file(self._held, self._path / self._file)
             self._held, self._bytes, self._number = {}, 0, self._number + 1
 
 
-class _Reader:
-    """Reads the tensors of one parameter at a time."""
+class Reader:
+    """Reads one tensor at a time from what `Shards` wrote."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        self._index = _json(path / INDEX)
 
-    def read(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a parameter, on the CPU."""
-        from safetensors import safe_open
+    def keys(self) -> dict[str, set[str]]:
+        """The keys by name."""
+        return {name: set(files) for name, files in self._index.items()}
 
-        entry = self._index[name]
-        with safe_open(self._path / entry["file"], framework="pt") as file:
-            return {key: file.get_tensor(f"{name}/{key}") for key in entry["tensors"]}
+    def read(self, name: str, key: str) -> torch.Tensor:
+        """The tensor, on the CPU.
+
+        Raises:
+            CheckpointError: it is not there, or its file is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path / self._index[name][key], framework="pt") as tensors:
+                return tensors.get_tensor(f"{name}/{key}")
+        except (KeyError, OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"`{self._path}` does not hold `{key}` of `{name}` as its index says: {error}",
+                fix="resume from an earlier checkpoint",
+            ) from error

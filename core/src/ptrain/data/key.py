@@ -79,6 +79,6 @@ def _code(run: Run) -> Iterator[Any]:
         implemented = {stage for stage in STAGES if hasattr(getattr(layer.plugin, stage, None), "ptrain_impl")}
         if not implemented | (events & set(STAGES)):
             continue
-        config = getattr(layer.plugin, "config", None)
+        config: Any = getattr(layer.plugin, "config", None)
         version = run.loaded.user_code.sha256 if layer.user and run.loaded.user_code else layer.origin
         yield [layer.name, version, _section(config) if hasattr(config, "model_dump") else None]

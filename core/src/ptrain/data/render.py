@@ -116,7 +116,7 @@ class Template:
 
     def _marked(self, text: str, found: Sequence[Span], messages: Messages) -> list[Span]:
         """The marked spans, each with the token that ends the turn where it stands behind the mark."""
-        ends = {self.tokenizer.eos_token}
+        ends = {str(self.tokenizer.eos_token)}
         if found and messages[-1]["role"] == "assistant" and (last := self._one_special.match(text, found[-1][1])):
             ends.add(last.group())
         spans = []

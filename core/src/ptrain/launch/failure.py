@@ -102,9 +102,9 @@ def read(folder: Path) -> list[Failure]:
     return failures
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier start left in `folder`."""
-    for path in folder.glob("rank-*.json"):
+def clear(folder: Path, rank: int | None = None) -> None:
+    """Remove what an earlier start left in `folder`: of one worker, or of all."""
+    for path in folder.glob("rank-*.json" if rank is None else f"rank-{rank}.json"):
         path.unlink(missing_ok=True)
 
 

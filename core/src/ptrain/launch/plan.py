@@ -83,6 +83,23 @@ class Plan:
             return self.topology.world
         return sum(map(len, self.hosts.values())) or self.workers
 
+    @property
+    def meeting(self) -> Topology:
+        """This process among those that were started apart and must agree on who prepares.
+
+        They are the workers of another launcher, or, with `--no_ssh`, the processes that start workers.
+        """
+        given = self.arguments
+        if not given.no_ssh:
+            return self.topology
+        return Topology(
+            rank=given.node_rank or 0,
+            world=len(self.hosts),
+            local_world=1,
+            master_addr=given.master_addr,
+            master_port=given.master_port or 0,
+        )
+
 
 def make_plan(arguments: Arguments, environ: Mapping[str, str] | None = None) -> Plan:
     """Decide where the workers run, and check what can be checked before anything starts.

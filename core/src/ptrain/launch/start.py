@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptrain.launch import deepspeed_launcher
-from ptrain.launch.failure import Failure, clear
+from ptrain.launch import deepspeed_launcher, guard
+from ptrain.launch.failure import Failure, clear, first, read
 from ptrain.launch.output import Output
 from ptrain.launch.plan import Plan
 from ptrain.launch.report import show_failure
@@ -45,6 +46,9 @@ def start(plan: Plan, spec: Path, logger: LoggerConfig, *, debug: bool = False, 
     else:
         command, launcher = [sys.executable, "-m", WORKER, *arguments], ""
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if plan.arguments.no_ssh:
+        # `prepare_together` serves the store at that port already; the workers are to use it.
+        env["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     if plan.devices is not None:
         env["CUDA_VISIBLE_DEVICES"] = plan.devices
     return supervise(
@@ -70,11 +74,17 @@ def _here(plan: Plan, spec: Path, error_dir: Path, debug: bool, python_profile: 
         os.environ["MASTER_PORT"] = str(plan.port)
     if plan.cores:
         os.sched_setaffinity(0, plan.cores[0])
+    if plan.topology.is_worker:
+        os.environ.update(plan.topology.environment())
+    if plan.topology.origin == "torchrun":
+        guard.die_with_parent()  # its agent doesn't see to that
     several = plan.topology.world > 1
-    if not several:
-        clear(error_dir)
+    clear(error_dir, plan.topology.rank)
 
     def show(failure: Failure) -> None:
+        if failure.lost_peer:
+            time.sleep(1)  # the one that failed first is writing down why
+            failure = first([failure, *read(error_dir)])
         path = error_dir / f"rank-{failure.rank}.json"
         show_failure(failure, ranks=several, debug=debug, traceback=path if path.is_file() else None)
 

@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import faulthandler
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from ptrain.launch import guard
-from ptrain.launch.environment import Topology
+from ptrain.launch.environment import LaunchError, Topology
 from ptrain.launch.failure import ERROR_DIR, Failure
 from ptrain.launch.signals import Stop, listening
 
@@ -58,7 +59,16 @@ def recorded(work: Callable[[], int], show: Callable[[Failure], None], folder: P
 
 
 def train(spec: Path, stop: Stop, python_profile: str = "disable") -> int:
-    """Train from the file that the preparation left, and return the exit code."""
+    """Train from the file that the preparation left, and return the exit code.
+
+    Raises:
+        LaunchError: it is not there: another host prepared, and this one does not see its files.
+    """
+    if not spec.is_file():
+        raise LaunchError(
+            f"{socket.gethostname()} doesn't see {spec}",
+            fix="set `output_dir` and `data.cache_dir` to folders that all hosts share",
+        )
     from ptrain.train import work
 
     return profiled(python_profile, lambda: work(spec, stop))
