@@ -115,7 +115,9 @@ def save(case: Mapping[str, Any], model: Tiny, engine: engines.Engine, schedule:
     if rank == 0:
         save_file({name: value for name, value in found.items() if value is not None}, folder / "state.safetensors")
         scale = engine_state.loss_scale(engine)
-        (folder / "small.json").write_text(json.dumps([scale, engine_state.frozen_sums(engine, model), schedule.last_epoch]))
+        (folder / "small.json").write_text(
+            json.dumps([scale, engine_state.frozen_sums(engine, model), schedule.last_epoch])
+        )
     else:
         engine_state.frozen_sums(engine, model)
         assert all(value is None for value in found.values())
@@ -162,7 +164,9 @@ def run(case: Mapping[str, Any], folder: Path) -> None:
         losses = train(case, model, engine, schedule, range(SAVED_AT, STEPS))
     found = dict(weights(model, engine))
     if rank == 0:
-        save_file({"losses": torch.tensor(losses, dtype=torch.float64), **found}, folder / f"{case['name']}.safetensors")
+        save_file(
+            {"losses": torch.tensor(losses, dtype=torch.float64), **found}, folder / f"{case['name']}.safetensors"
+        )
 
 
 def main(folder: str, cases: str) -> int:

@@ -109,7 +109,7 @@ def text_of(path: Path) -> IO[str]:
     """
     if path.suffix == ".zst":
         try:
-            import zstandard
+            import zstandard  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
             raise DataError(f"`{path}` needs a package that is missing", fix="pip install zstandard") from error
         return zstandard.open(path, "rt", encoding="utf-8")
