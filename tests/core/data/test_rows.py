@@ -80,9 +80,9 @@ def test_what_other_formats_write() -> None:
 
 def test_arguments_in_the_form_that_a_template_wants() -> None:
     """JSON text of an object becomes an object, or the other way round; other text is left alone."""
-    for given in ({"a": 1}, '{"a": 1}'):
+    for form in ({"a": 1}, '{"a": 1}'):
         said = canonical_messages(
-            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": given}]}]
+            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": form}]}]
         )
         assert plain_messages(said)[0]["tool_calls"][0]["arguments"] == {"a": 1}
         assert json.loads(plain_messages(said, objects=False)[0]["tool_calls"][0]["arguments"]) == {"a": 1}
