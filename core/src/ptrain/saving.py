@@ -110,11 +110,8 @@ def resume(run: Run, path: Path) -> None:
 
 def newest_export(run: Run) -> Path | None:
     """The newest model that the run has written for others to load."""
-    for part in active(run):
-        latest = folder(run, part) / "latest"
-        if not part.resumable and latest.exists():
-            return latest.resolve()
-    return None
+    found = [store.latest(folder(run, part)) for part in active(run) if not part.resumable]
+    return next((path for path in found if path is not None and path.exists()), None)
 
 
 def resumes_by_itself(recipe: Any) -> bool:

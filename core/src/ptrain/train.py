@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STOPPED = 75
 """Exit code of a run that a signal or the kill switch ended, after saving (EX_TEMPFAIL: start it again)."""
 SPEC = "run.json"
+NEXT = "your own rows, with --restart -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
+"""What the closing line suggests."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
         return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
     model = newest_export(run)
     where = f"; model: {model}" if model is not None else ""
-    return f"done: {took}; everything is in {run.dir}{where}"
+    return f"done: {took}; everything is in {run.dir}{where}; next: {NEXT}"
 
 
 def train(
