@@ -1,23 +1,30 @@
 """The state of training by parameter name, whatever ZeRO stage and number of workers: out of the engine and back.
 
 DeepSpeed's own checkpoints are never used: they are pickles, and belong to one number of workers.
+
+DeepSpeed keeps the fp32 weights and the optimizer's state in *masters*: at stage 0 one for each parameter (the
+parameter itself in fp32), above that flat ones, of which each worker has its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ptrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ptrain.engine import Engine
 
-Tensors = dict[str, torch.Tensor]
 WEIGHT = "weight"
-"""The name of the fp32 weight among the tensors of a parameter; the others are the optimizer's."""
+"""The key of the weight (fp32, of a buffer its own dtype) among the tensors of a name; the others are the optimizer's."""
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What changes in a loss scaler; only fp16 has one."""
 
 
 def shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -26,121 +33,308 @@ def shapes(model: nn.Module) -> dict[str, list[int]]:
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that are trained, with their names."""
+    """The parameters that are trained, with their names; tied ones once."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def gather(engine: Engine, model: nn.Module, rank: int) -> Iterator[tuple[str, Tensors]]:
-    """`(name, tensors)` of each trainable parameter; the tensors are on the CPU of rank 0 alone.
+def buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The buffers that belong to the model's state, with their names."""
+    kept = model.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
 
-    Every worker must go through all of them, since ZeRO gathers each from all workers.
+
+def gather(engine: Engine, model: nn.Module, rank: int) -> Iterator[tuple[str, str, torch.Tensor | None]]:
+    """`(name, key, tensor)` of everything that training changes; tensors on the CPU of rank 0, None elsewhere.
+
+    `key` is `WEIGHT`, or what the optimizer calls a piece of its state; numbers such as its `step` come as
+    tensors without dimensions. One tensor is whole at a time, and every worker must go through all of them,
+    since ZeRO gathers each from all workers.
+
+    Raises:
+        CheckpointError: DeepSpeed keeps the state where it can't be read.
     """
-    _link(engine)
+    masters = _masters(engine)
     for name, parameter in trainable(model):
-        tensors = _read(engine, parameter)
-        yield name, {key: value.detach().cpu() for key, value in tensors.items()} if rank == 0 else {}
+        masters.check(name, parameter)
+        for key in masters.keys(parameter):
+            tensor = masters.read(parameter, key)
+            yield name, key, tensor.detach().to("cpu", copy=True) if rank == 0 else None
+    for name, buffer in buffers(model):
+        yield name, WEIGHT, buffer.detach().to("cpu", copy=True) if rank == 0 else None
 
 
-def restore(engine: Engine, model: nn.Module, read: Callable[[str], Tensors], step: int) -> None:
-    """Put back what `gather` gave: `read(name)` on every worker, and `step`, the optimizer steps done."""
-    _prime(engine, model)
-    _link(engine)
+def restore(
+    engine: Engine, model: nn.Module, keys: Mapping[str, Collection[str]], read: Callable[[str, str], torch.Tensor]
+) -> None:
+    """Put back what `gather` gave, on every worker; the engine need not have made a step yet.
+
+    Args:
+        keys: the keys that were saved, by name.
+        read: the tensor of a name and a key, on the CPU.
+
+    Raises:
+        CheckpointError: it was saved with another optimizer; nothing was changed.
+    """
+    masters = _masters(engine)
     for name, parameter in trainable(model):
-        _write(engine, parameter, read(name))
-    for state in _inner(engine).state.values():
-        if "step" in state:
-            state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
+        masters.check(name, parameter)
+        saved, wanted = sorted(keys.get(name, ())), sorted(masters.keys(parameter))
+        if saved != wanted:
+            raise CheckpointError(
+                f"the checkpoint holds {saved} of `{name}`, and this optimizer has {wanted}",
+                fix="resume with the optimizer of that run",
+            )
+    with torch.no_grad(), masters.writing():
+        for name, parameter in trainable(model):
+            for key in masters.keys(parameter):
+                masters.write(parameter, key, read(name, key))
+    for name, buffer in buffers(model):
+        buffer.copy_(read(name, WEIGHT))
 
 
-def _inner(engine: Engine) -> torch.optim.Optimizer:
-    """The torch optimizer inside DeepSpeed's."""
-    optimizer = engine.deepspeed.optimizer
-    return optimizer if isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "optimizer") else (
-        getattr(optimizer, "optimizer", optimizer)
+def whole(parameter: nn.Parameter) -> torch.Tensor:
+    """The whole weight that the model computes with, on its device and in its dtype; every worker must ask.
+
+    DeepSpeed's own way would give rounded weights under `torch_autocast`.
+
+    Raises:
+        CheckpointError: DeepSpeed keeps it on NVMe.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    own: Any = parameter.ds_tensor
+    if own.numel() != own.ds_numel:
+        raise _unreadable()
+    group = parameter.ds_process_group
+    count = torch.distributed.get_world_size(group)
+    found = torch.empty(count * own.ds_numel, dtype=own.dtype, device=parameter.device)
+    torch.distributed.all_gather_into_tensor(found, own.detach().to(parameter.device).contiguous(), group=group)
+    return found[: parameter.ds_numel].view(parameter.ds_shape)
+
+
+def frozen_sums(model: nn.Module) -> dict[str, int]:
+    """A checksum of each frozen parameter by name; every worker must ask.
+
+    Frozen weights are not saved, since the recipe makes them again; the sums tell whether it made the same. Bytes
+    are added as integers, so that the sum does not depend on an order.
+    """
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    return {name: int(whole(p).contiguous().view(-1).view(torch.uint8).sum(dtype=torch.int64)) for name, p in frozen}
+
+
+def loss_scale(engine: Engine) -> dict[str, float]:
+    """Where the loss scaling of fp16 is."""
+    scaler = _scaler(engine)
+    return {name: value for name in LOSS_SCALE if (value := getattr(scaler, name, None)) is not None}
+
+
+def set_loss_scale(engine: Engine, values: Mapping[str, float]) -> None:
+    """Put back what `loss_scale` gave."""
+    scaler = _scaler(engine)
+    for name, value in values.items():
+        if hasattr(scaler, name):
+            setattr(scaler, name, value)
+
+
+def _scaler(engine: Engine) -> Any:
+    wrapper = engine.deepspeed.optimizer
+    return getattr(wrapper, "loss_scale_config", None) or getattr(wrapper, "loss_scaler", None)
+
+
+def _unreadable() -> CheckpointError:
+    return CheckpointError(
+        "DeepSpeed keeps the state on NVMe, or packs it in an order of its own, where it can't be read",
+        fix="offload to `cpu` instead of `nvme`; with FusedAdam in bf16 or fp16 use ZeRO stage 1 or above",
     )
 
 
-def _moments(state: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in state.items() if torch.is_tensor(value) and key != "step"]
+def _masters(engine: Engine) -> _Masters:
+    wrapper = engine.deepspeed.optimizer
+    if getattr(wrapper, "swap_optimizer", False) or hasattr(wrapper, "fp32_groups_flat"):
+        raise _unreadable()
+    return [_Masters, _Flat, _Flat, _Sharded][engine.stage](engine)
 
 
-def _prime(engine: Engine, model: nn.Module) -> None:
-    """Take one step with rate 0 and gradient 0, so that every optimizer has made its state.
+class _Masters:
+    """The masters with their optimizer states, addressed by the model's parameters. This one: stage 0."""
 
-    A step with rate 0 changes no weight, and no API of DeepSpeed makes the state otherwise.
-    """
-    groups = engine.deepspeed.optimizer.param_groups
-    rates = [group["lr"] for group in groups]
-    for group in groups:
-        group["lr"] = 0.0
-    device = next(iter(model.parameters())).device
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
-    out = engine(lambda: {"zero": model(input_ids=ids, use_cache=False).logits.float().sum() * 0.0})
-    engine.backward(out["zero"])
-    engine.update()
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
+    def __init__(self, engine: Engine) -> None:
+        self.wrapper: Any = engine.deepspeed.optimizer
+        self.optimizer: torch.optim.Optimizer = engine.deepspeed.basic_optimizer
+        for group, master in self.groups():
+            if not self.optimizer.state[master]:
+                _make_state(self.optimizer, group, master)
+        self.prepare()
+
+    def groups(self) -> list[tuple[dict[str, Any], torch.Tensor]]:
+        """Each master with its parameter group."""
+        return [(group, master) for group in self.optimizer.param_groups for master in group["params"]]
+
+    def prepare(self) -> None:
+        """Find the master of each parameter; in fp32 it is its own."""
+        highs = [master for _, master in self.groups()]
+        low_groups = getattr(self.wrapper, "fp16_groups", None)
+        lows = highs if low_groups is None else [low for group in low_groups for low in group]
+        self._of = {id(low): high for low, high in zip(lows, highs, strict=True)}
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """The state of the parameter's master."""
+        return self.optimizer.state[self._of[id(parameter)]]
+
+    def keys(self, parameter: nn.Parameter) -> list[str]:
+        """The keys of a parameter, in the same order on every worker."""
+        return [WEIGHT, *sorted(key for key, value in self.state(parameter).items() if value is not None)]
+
+    def check(self, name: str, parameter: nn.Parameter) -> None:
+        """Raise CheckpointError where DeepSpeed does not find the parameter's master; every worker must ask."""
+
+    def read(self, parameter: nn.Parameter, key: str) -> torch.Tensor:
+        """A whole tensor of a parameter; every worker must ask."""
+        return self._of[id(parameter)] if key == WEIGHT else torch.as_tensor(self.state(parameter)[key])
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """The context in which `write` may be called."""
+        yield
+
+    def write(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
+        """Set a whole tensor; every worker must. The weight is set both in fp32 and as the model computes with it."""
+        if key == WEIGHT:
+            self._of[id(parameter)].copy_(value)
+            parameter.copy_(value)
+        else:
+            _set(self.state(parameter), key, value)
 
 
-def _link(engine: Engine) -> None:
-    """Let ZeRO 1 and 2 find the optimizer's state of every parameter group.
+class _Flat(_Masters):
+    """ZeRO 1 and 2: a flat master for each group, of which every worker has its share; the weights are whole."""
 
-    DeepSpeed 0.19.8 does so after the first group's first step, when the others have no state yet, and then
-    never again. The names are private: where they are gone, so is the mistake.
-    """
-    optimizer = engine.deepspeed.optimizer
-    if hasattr(optimizer, "_hp_optimizer_states_linked"):
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
+    def prepare(self) -> None:
+        """Let DeepSpeed find the state of every group.
+
+        0.19.8 does so after the first group's first step, when the others have no state yet, and then never
+        again. The names are private: where they are gone, so is the mistake.
+        """
+        if hasattr(self.wrapper, "_hp_optimizer_states_linked"):
+            self.wrapper._hp_optimizer_states_linked = False
+            self.wrapper._lazy_init_hp_params_optimizer_state()
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """The state of the first master: all have taken the same steps."""
+        return self.optimizer.state[self.groups()[0][1]]
+
+    def check(self, name: str, parameter: nn.Parameter) -> None:
+        """Compare the master with the model's weight: under `round_robin_gradients` DeepSpeed gives another's."""
+        weight = self.read(parameter, WEIGHT).to(parameter.dtype)
+        if not torch.allclose(weight, parameter, rtol=0, atol=0, equal_nan=True):
+            raise CheckpointError(
+                f"DeepSpeed gives an fp32 weight of `{name}` that is not the one the model computes with",
+                fix="leave `round_robin_gradients` out of `deepspeed.zero_optimization`",
+            )
+
+    def read(self, parameter: nn.Parameter, key: str) -> torch.Tensor:
+        """A whole tensor, added up from the workers' shares."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if key == WEIGHT:
+            return safe_get_full_fp32_param(parameter)
+        number = self.state(parameter)[key]
+        return torch.as_tensor(number) if _is_number(number) else safe_get_full_optimizer_state(parameter, key)
+
+    def write(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
+        """Set this worker's share."""
+        if key == WEIGHT:
+            self.write_weight(parameter, value)
+        elif _is_number(self.state(parameter)[key]):
+            for _, master in self.groups():
+                _set(self.optimizer.state[master], key, value)
+        else:
+            self.write_state(parameter, key, value)
+
+    def write_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Set the fp32 weight, and the one the model computes with, which ZeRO renews only at its next step."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value)
+        parameter.copy_(value)
+
+    def write_state(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
+        """Set a piece of the optimizer's state."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, value, key)
 
 
-def _masters(engine: Engine) -> dict[int, torch.Tensor]:
-    """Stage 0: the fp32 weight that the optimizer updates, by the id of the model's parameter."""
-    optimizer = engine.deepspeed.optimizer
-    if not hasattr(optimizer, "fp32_groups"):
-        return {}
-    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-    return {id(low): high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+class _Sharded(_Flat):
+    """ZeRO-3: every worker has its share of the weights too. The last share is padded, and DeepSpeed's functions
+    that set whole tensors fail on that, so each worker cuts its own."""
+
+    def groups(self) -> list[tuple[dict[str, Any], torch.Tensor]]:
+        """Each master with its parameter group; a group may have several."""
+        owner, groups = self.wrapper.sub_group_to_group_id, self.optimizer.param_groups
+        return [(groups[owner[at]], flat) for at, flat in enumerate(self.wrapper.fp32_partitioned_groups_flat)]
+
+    def prepare(self) -> None:
+        """Nothing: DeepSpeed looks the state up when it is asked."""
+
+    def check(self, name: str, parameter: nn.Parameter) -> None:
+        """Nothing: shares are found by the parameter itself."""
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it no parameter is whole; afterwards those are that DeepSpeed keeps so."""
+        self.wrapper.checkpoint_event_prologue()
+        yield
+        self.wrapper.checkpoint_event_epilogue()
+
+    def write_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Set this worker's share of the fp32 weight and of the one the model computes with."""
+        from deepspeed.utils import safe_set_local_fp32_param
+
+        own = _share(parameter, value)
+        safe_set_local_fp32_param(parameter, own)
+        parameter.ds_tensor.copy_(own)
+
+    def write_state(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
+        """Set this worker's share of a piece of the optimizer's state."""
+        from deepspeed.utils import safe_set_local_optimizer_state
+
+        safe_set_local_optimizer_state(parameter, _share(parameter, value), key)
 
 
-def _read(engine: Engine, parameter: nn.Parameter) -> Tensors:
-    if engine.stage == 0:
-        master = _masters(engine).get(id(parameter), parameter)
-        state = _inner(engine).state[master]
-        return {WEIGHT: master, **{key: state[key] for key in _moments(state)}}
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+def _share(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """This worker's share of a whole tensor under ZeRO-3, padded with zeros."""
+    size = parameter.ds_tensor.ds_numel
+    begin = size * torch.distributed.get_rank(parameter.ds_process_group)
+    own = value.flatten()[begin : begin + size]
+    return torch.nn.functional.pad(own, (0, size - own.numel()))
 
-    keys = _moments(next(iter(_inner(engine).state.values())))
-    found = {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
-    return {WEIGHT: safe_get_full_fp32_param(parameter), **found}
+
+def _is_number(value: Any) -> bool:
+    return not torch.is_tensor(value) or value.ndim == 0
+
+
+def _set(state: dict[str, Any], key: str, value: torch.Tensor) -> None:
+    """Set an entry of an optimizer's state, keeping its type and device."""
+    if torch.is_tensor(state[key]):
+        state[key].copy_(value)
+    else:
+        state[key] = type(state[key])(value.item())
 
 
 @torch.no_grad()
-def _write(engine: Engine, parameter: nn.Parameter, tensors: Tensors) -> None:
-    if engine.stage == 0:
-        master = _masters(engine).get(id(parameter), parameter)
-        master.copy_(tensors[WEIGHT])
-        if master is not parameter:
-            parameter.copy_(tensors[WEIGHT])
-        state = _inner(engine).state[master]
-        for key in _moments(state):
-            state[key].copy_(tensors[key])
-        return
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+def _make_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], master: torch.Tensor) -> None:
+    """Let the optimizer make its state for one master: a step with rate 0 and gradient 0, which is then uncounted.
 
-    _write_model_weight(engine, parameter, tensors[WEIGHT])
-    safe_set_full_fp32_param(parameter, tensors[WEIGHT])
-    for key, value in tensors.items():
-        if key != WEIGHT:
-            safe_set_full_optimizer_state(parameter, value, key)
-
-
-def _write_model_weight(engine: Engine, parameter: nn.Parameter, weight: torch.Tensor) -> None:
-    """The weight that the model computes with: ZeRO makes it from the fp32 one only at its next step."""
-    if engine.stage < 3:
-        parameter.data.copy_(weight)
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-        parameter.data.copy_(weight)
+    No optimizer offers it otherwise. What comes out is the state of a parameter that has not been updated yet.
+    """
+    groups, gradient = optimizer.param_groups, master.grad
+    optimizer.param_groups = [{**group, "params": [master], "lr": 0.0}]
+    master.grad = torch.zeros_like(master)
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups, master.grad = groups, gradient
+    state = optimizer.state[master]
+    if "step" in state:
+        _set(state, "step", torch.zeros(()))

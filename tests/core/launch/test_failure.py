@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ptrain.errors import RecipeError, TrainingError
+from ptrain.errors import PluginError, RecipeError, TrainingError
 from ptrain.launch import failure
 from ptrain.launch.failure import Failure
 from ptrain.launch.report import show, show_failure
@@ -81,6 +81,15 @@ def test_a_lost_peer_is_told_from_a_cause(message: str) -> None:
     assert failure.first([earlier]) is earlier
 
 
+@pytest.mark.parametrize("message", NOISE)
+def test_a_lost_peer_is_seen_through_an_error_of_ptrain(message: str) -> None:
+    try:
+        raise PluginError("`step` of `user code` failed") from RuntimeError(message)
+    except PluginError as error:
+        made = Failure.of(error, 0)
+    assert made.lost_peer and made.unexpected
+
+
 def test_otherwise_the_earliest_counts() -> None:
     first, second = failed(ValueError("1")), failed(ValueError("2"), 1)
     assert failure.first([second, first]) is first
@@ -92,6 +101,15 @@ def test_every_problem_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None
     both.problems = [*both.problems, *RecipeError("two", expected="three").problems]
     show_failure(failed(both), ranks=False)
     assert capsys.readouterr().err == "error: one\nerror: two\n  expected: three\n"
+
+
+def test_the_traceback_is_named_where_it_tells_more(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    show_failure(failed(RecipeError("one")), ranks=False, traceback=tmp_path)
+    try:
+        raise PluginError("a hook failed") from ValueError("x")
+    except PluginError as error:
+        show_failure(Failure.of(error, 1), traceback=tmp_path)
+    assert capsys.readouterr().err == f"error: one\nerror: rank 1: a hook failed\n  traceback: {tmp_path}\n"
 
 
 def test_a_whole_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from ptrain.errors import CheckpointError
 from ptrain.parts import Checkpoint
@@ -17,13 +21,17 @@ from ptrain.recipe.sections import CheckpointConfig
 
 if TYPE_CHECKING:
     import torch
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
     from ptrain.run import Run
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.02}
-"""The largest difference of logits between the model in training and the export, by dtype."""
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
+"""How far the export's logits may be from those of the model in training, as a share of the largest, by dtype."""
 PROBE = 16
 """Tokens of the input on which both are compared."""
+PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ANSWER = "ptrain"
+"""What an assistant says where the template is asked how it ends a turn."""
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -34,30 +42,24 @@ class HuggingFaceCheckpoint(Checkpoint):
 
         verify: bool = True
         """Load the export in a fresh process and compare its logits with those of the model in training."""
-        max_shard_size: str = "5GB"
-        """The largest file of weights."""
+        max_shard_size: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]B$")] = "5GB"
+        """The largest file of weights, e.g. `500MB`."""
 
     _logits: torch.Tensor | None = None
 
     def save(self, run: Run, path: Path) -> None:
-        """Gather the weights parameter by parameter; rank 0 writes them.
+        """Gather the weights parameter by parameter; rank 0 writes them, in the dtype of training.
 
         Raises:
             CheckpointError: a weight is empty or not finite.
         """
-        self._logits = _probe(run) if self.config.verify else None
+        self._logits = probe_logits(run) if self.config.verify else None
         weights = gathered(run)
         if run.rank != 0:
             return
         check_weights(weights)
-        model = run.model
-        config = model.config
-        model.config = clean(config, run)
-        try:
+        with _for_others(run) as model:
             model.save_pretrained(path, state_dict=weights, max_shard_size=self.config.max_shard_size)
-        finally:
-            model.config = config
-        generation_config(run).save_pretrained(path)
         run.tokenizer.save_pretrained(path)
         (path / "README.md").write_text(model_card(run), encoding="utf-8")
 
@@ -65,33 +67,26 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Raise CheckpointError if the export does not load in a fresh process, or gives other logits."""
         if self._logits is None:
             return
-        from safetensors.torch import load_file
-
-        ids = probe_ids(run)
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "ptrain.checkpoint.reload", str(path), json.dumps(ids)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        result = path / "logits.safetensors"
-        if done.returncode or not result.exists():
-            raise CheckpointError(f"the export does not load again: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-        found = load_file(result)["logits"]
-        result.unlink()
-        difference = (found.float() - self._logits.float()).abs().max().item()
-        scale = max(1.0, self._logits.float().abs().max().item())
-        if not difference <= TOLERANCE[run.recipe.model.dtype] * scale:
+        expected, self._logits = self._logits.float(), None
+        found = _reloaded_logits(run, path)
+        difference = (found.float() - expected).abs().max() / expected.abs().max()
+        tolerance = TOLERANCE[run.recipe.model.dtype]
+        if not difference <= tolerance:
             raise CheckpointError(
-                f"the export gives other logits than the model in training (by {difference:.2g})",
+                f"the export `{path}` gives other logits than the model in training: they differ by "
+                f"{difference.item():.2g} of the largest",
+                expected=f"at most {tolerance:g}",
                 fix="report this with the recipe; `verify: false` exports without the check",
             )
 
 
 def probe_ids(run: Run) -> list[int]:
     """A fixed input for comparing models."""
-    size = run.hf_config.get_text_config().vocab_size
-    return [(7 * n + 1) % min(size, len(run.tokenizer)) for n in range(PROBE)]
+    size = min(run.hf_config.get_text_config().vocab_size, len(run.tokenizer))
+    return [(7 * n + 1) % size for n in range(PROBE)]
 
 
-def _probe(run: Run) -> torch.Tensor:
+def probe_logits(run: Run) -> torch.Tensor:
     """The logits of the model in training on the probe, [tokens, v]; every worker takes part."""
     import torch
 
@@ -100,44 +95,71 @@ def _probe(run: Run) -> torch.Tensor:
         return run.engine(lambda: run.model(input_ids=ids, use_cache=False).logits)[0].cpu()
 
 
+def _reloaded_logits(run: Run, path: Path) -> torch.Tensor:
+    """The logits of the export in a process of its own, on the CPU and without the network."""
+    from safetensors.torch import load_file
+
+    kept = {key: value for key, value in os.environ.items() if key not in PROCESS_GROUP}
+    env = {**kept, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    trusted = getattr(run.recipe.model, "trust_remote_code", False)
+    with tempfile.TemporaryDirectory() as folder:
+        asked, out = Path(folder, "asked.json"), Path(folder, "logits.safetensors")
+        asked.write_text(json.dumps({"ids": probe_ids(run), "trust_remote_code": trusted}), encoding="utf-8")
+        command = [sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise CheckpointError(f"the export `{path}` does not load again: {last}")
+        return load_file(out)["logits"]
+
+
 def gathered(run: Run) -> dict[str, torch.Tensor]:
     """The whole state dict on rank 0's CPU, one parameter at a time; tied weights once. Empty elsewhere."""
-    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    from ptrain import engine_state
+
     found: dict[str, torch.Tensor] = {}
     for name, parameter in run.model.named_parameters():
-        with _whole(run, parameter):
-            if run.rank == 0:
-                found[name] = parameter.detach().cpu().contiguous().clone()
+        weight = engine_state.whole(parameter)
+        if run.rank == 0:
+            found[name] = _copied(weight)
     if run.rank == 0:
-        persistent = run.model.state_dict(keep_vars=True)
-        for name, value in persistent.items():
-            if id(value) not in names and name not in found:
-                found[name] = value.detach().cpu().contiguous().clone()
+        found.update({name: _copied(buffer) for name, buffer in engine_state.buffers(run.model)})
     return found
 
 
-def _whole(run: Run, parameter: torch.nn.Parameter) -> Any:
-    import contextlib
+def _copied(value: torch.Tensor) -> torch.Tensor:
+    import torch
 
-    if run.engine.stage != 3:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter])
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError where a weight is empty or not finite."""
-    import torch
-
     for name, value in weights.items():
         if not value.numel():
             raise CheckpointError(f"the weight `{name}` is empty, so the export would be worthless")
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"the weight `{name}` holds values that are not finite")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"the weight `{name}` holds values that are not finite",
+                fix="go on from an earlier checkpoint, with a lower `optimizer.lr`",
+            )
 
 
-def clean(config: Any, run: Run) -> Any:
+@contextlib.contextmanager
+def _for_others(run: Run) -> Any:
+    """The model with the settings that others should find, until they are written."""
+    model = run.model
+    config, generation = model.config, model.generation_config
+    model.config = clean(config)
+    if generation is not None:
+        model.generation_config = generation_config(generation, run.tokenizer)
+    try:
+        yield model
+    finally:
+        model.config, model.generation_config = config, generation
+
+
+def clean(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration for others: nothing of ptrain's in it, caching on."""
     made = copy.deepcopy(config)
     made._attn_implementation = None
@@ -145,19 +167,40 @@ def clean(config: Any, run: Run) -> Any:
     return made
 
 
-def generation_config(run: Run) -> Any:
-    """Generation settings that stop at the end of a turn."""
-    made = copy.deepcopy(run.model.generation_config)
-    tokenizer = run.tokenizer
-    if tokenizer.eos_token_id is not None:
-        known = made.eos_token_id if isinstance(made.eos_token_id, list) else [made.eos_token_id]
-        stops = [token for token in dict.fromkeys([tokenizer.eos_token_id, *known]) if token is not None]
-        made.eos_token_id = stops[0] if len(stops) == 1 else stops
-    if tokenizer.pad_token_id is not None:
-        made.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.bos_token_id is not None:
-        made.bos_token_id = tokenizer.bos_token_id
+def generation_config(old: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Generation settings that stop at the end of a turn and pad with the tokenizer's token."""
+    from transformers import GenerationConfig
+
+    known = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
+    stops = [tokenizer.eos_token_id, end_of_turn(tokenizer), *known]
+    stops = [stop for stop in dict.fromkeys(stops) if stop is not None]
+    ids: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
+    made = copy.deepcopy(old)
+    made.update(**{name: value for name, value in ids.items() if value is not None})
+    try:
+        made.validate(strict=True)
+    except ValueError:
+        # Some published models set a temperature but no sampling; transformers refuses to save that.
+        return GenerationConfig(**ids)
     return made
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts right after what the assistant says, if it does."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, TypeError, ValueError):
+        # A template may want tools, a system prompt, or other roles.
+        return None
+    after = tokenizer(text.rpartition(ANSWER)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return after[0] if after and after[0] in special else None
 
 
 def model_card(run: Run) -> str:

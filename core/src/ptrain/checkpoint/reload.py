@@ -1,23 +1,37 @@
-"""Load an export as a stranger would, and leave its logits beside it: `python -m ptrain.checkpoint.reload`."""
+"""Load an export as a stranger would and write its logits: `python -m ptrain.checkpoint.reload FOLDER ASKED OUT`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def main(folder: str, ids: str) -> None:
-    """Write `logits.safetensors` with the logits [tokens, v] of the token ids into the folder."""
+def main(folder: str, asked: str, out: str) -> None:
+    """Write the logits [tokens, v], as safetensors, to `out`.
+
+    Args:
+        folder: the export.
+        asked: a JSON file with `ids`, the token ids, and `trust_remote_code`.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
+    question = json.loads(Path(asked).read_text(encoding="utf-8"))
+    trusted = question["trust_remote_code"]
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"] or report["mismatched_keys"]:
+        # transformers would fill them with random numbers.
+        raise SystemExit(f"weights are missing: {sorted(map(str, report['missing_keys']))[:3]}")
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([json.loads(ids)])).logits[0]
-    save_file({"logits": logits.contiguous()}, Path(folder) / "logits.safetensors")
+        logits = model.eval()(input_ids=torch.tensor([question["ids"]]), use_cache=False).logits[0]
+    save_file({"logits": logits.contiguous()}, out)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,8 @@ def write_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Pa
 
 def write_dataset(dataset: Dataset, path: Path) -> Path:
     """Write the rows of a data set to `path`, a block at a time."""
-    tables = dataset.with_format("arrow").iter(batch_size=BLOCK)
-    first: Any = dataset.with_format("arrow")[:0]
-    schema = first.schema
-    return write_batches((batch for table in tables for batch in table.cast(schema).to_batches()), schema, path)  # type: ignore[union-attr]
+    tables: Any = dataset.with_format("arrow").iter(batch_size=BLOCK)
+    return _write_tables(tables, path)
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Dataset:

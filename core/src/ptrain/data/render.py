@@ -6,6 +6,7 @@ rendering the conversation turn by turn and checking that each rendering is a pr
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -221,8 +222,11 @@ class Template:
     @cached_property
     def _objects(self) -> bool:
         """Whether the template wants the arguments of tool calls as objects; otherwise they are JSON text."""
-        text = self._probe([_user(), _call({PROBE: PROBE})])
-        return text is None or (repr({PROBE: PROBE}) not in text and PROBE in text)
+        arguments = {PROBE: PROBE}
+        text = self._probe([_user(), _call(arguments)])
+        if text is None:
+            return self._probe([_user(), _call(json.dumps(arguments))]) is None
+        return repr(arguments) not in text
 
     def _check_complete(self, messages: Messages) -> None:
         """Raise Unrenderable where the template leaves out a role or tool calls altogether."""

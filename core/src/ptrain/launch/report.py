@@ -38,18 +38,22 @@ def show_failure(
     """
     if debug and failure.traceback:
         sys.stderr.write("\n".join(failure.traceback) + "\n")
-    who = f"rank {failure.rank}: " if ranks else ""
-    for problem in failure.problems:
-        show("error", who + problem)
+    for message in _messages(failure, f"rank {failure.rank}: " if ranks else "", log):
+        show("error", message)
+    if failure.unexpected and traceback is not None and not debug:
+        sys.stderr.write(f"  traceback: {traceback}\n")
+
+
+def _messages(failure: Failure, who: str, log: Path | None) -> list[str]:
+    """What is wrong: every problem of one of ptrain's own errors, else the one exception or exit."""
     if failure.problems:
-        return
-    lines = [f"{who}{failure.kind}: {failure.message}" if failure.kind else f"{who}{failure.message}"]
+        return [who + problem for problem in failure.problems]
+    lines = [who + (f"{failure.kind}: {failure.message}" if failure.kind else failure.message)]
     lines += [f"  at {failure.place}"] if failure.place else []
-    if log is not None and not failure.kind:
-        lines += [f"  | {line}" for line in _tail(log)]
-    lines += [f"  output: {log}"] if log is not None else []
-    lines += [f"  traceback: {traceback}"] if failure.traceback and traceback and not debug else []
-    show("error", "\n".join(lines))
+    if log is not None:
+        lines += [] if failure.kind else [f"  | {line}" for line in _tail(log)]
+        lines += [f"  output: {log}"]
+    return ["\n".join(lines)]
 
 
 def _tail(path: Path, lines: int = 10) -> list[str]:
