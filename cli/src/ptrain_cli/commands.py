@@ -14,17 +14,12 @@ GROUP = "ptrain.command"
 class Commands(TyperGroup):
     """A group whose further commands come from installed packages, each imported when it is called."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands: ptrain's own in their order, then the others."""
-        own = super().list_commands(ctx)
-        return [*own, *sorted(name for name in _offered() if name not in own)]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; for one of another package what the list of commands needs of it."""
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in _offered():
-            return own
-        return TyperCommand(cmd_name, help=f"A command of the package {_offered()[cmd_name]}.")
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.offered = {name: who for name, who in sorted(_offered().items()) if name not in self.commands}
+        for name, who in self.offered.items():
+            # What the list of commands and suggestions need of it.
+            self.commands[name] = TyperCommand(name, help=f"A command of the package {who}.")
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that is called, imported if it is that of another package.
@@ -33,9 +28,7 @@ class Commands(TyperGroup):
             PluginError: it can't be imported, or two packages offer it.
         """
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and super().get_command(ctx, name) is None:
-            command = _load(name)
-        return name, command, rest
+        return name, _load(name) if name in self.offered else command, rest
 
 
 def _offered() -> dict[str, str]:

@@ -115,11 +115,9 @@ def save(case: Mapping[str, Any], model: Tiny, engine: engines.Engine, schedule:
     if rank == 0:
         save_file({name: value for name, value in found.items() if value is not None}, folder / "state.safetensors")
         scale = engine_state.loss_scale(engine)
-        (folder / "small.json").write_text(
-            json.dumps([scale, engine_state.frozen_sums(engine, model), schedule.last_epoch])
-        )
+        (folder / "small.json").write_text(json.dumps([scale, engine_state.frozen_sums(model), schedule.last_epoch]))
     else:
-        engine_state.frozen_sums(engine, model)
+        engine_state.frozen_sums(model)
         assert all(value is None for value in found.values())
 
 
@@ -132,7 +130,7 @@ def load(case: Mapping[str, Any], model: Tiny, engine: engines.Engine, schedule:
         name, _, key = full.rpartition("/")
         keys.setdefault(name, set()).add(key)
     scale, sums, last = json.loads((folder / "small.json").read_text())
-    assert engine_state.frozen_sums(engine, model) == sums
+    assert engine_state.frozen_sums(model) == sums
     engine_state.restore(engine, model, keys, lambda name, key: tensors[f"{name}/{key}"])
     engine_state.set_loss_scale(engine, scale)
     schedule.last_epoch = last - 1

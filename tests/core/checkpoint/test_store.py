@@ -124,6 +124,14 @@ def two(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with one good checkpoint, only to be read."""
+    root = tmp_path_factory.mktemp("one")
+    write(root, OLD)
+    return root
+
+
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mounts a small file system of its own."""
@@ -292,7 +300,7 @@ def check_killed(root: Path, had_old: bool, keep_last: int | None) -> None:
     if found == NEW:
         expected = "".join(f"{NEW} 0 {piece};" * 1000 for piece in range(2))
         assert (root / NEW / "worker-0.bin").read_text() == expected
-    points_of(start(root, NEW, keep_last=keep_last))
+    write(root, NEW, keep_last=keep_last)
     assert newest(root) == NEW
     write(root, NEXT, keep_last=keep_last)
     assert newest(root) == NEXT
@@ -435,10 +443,10 @@ def test_a_root_without_checkpoints_is_no_damage(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_single_changed_byte_or_cut_goes_unnoticed(data: st.DataObject) -> None:
+def test_no_single_changed_byte_or_cut_goes_unnoticed(one: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write(root, OLD)
+        root = Path(folder) / "root"
+        shutil.copytree(one, root, symlinks=True)
         before = contents(root / OLD)
         file = root / OLD / data.draw(st.sampled_from([*FILES, "manifest.json"]))
         held = bytearray(file.read_bytes())

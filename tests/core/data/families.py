@@ -15,13 +15,11 @@ SPECIAL = {
     "marked": (None, "<|im_end|>", ["<|im_start|>", "<|im_end|>"]),
     "llama2": ("<s>", "</s>", []),
     "llama3": (
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
+        "<|begin_of_text|>", "<|end_of_text|>",
         ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     ),
     "llama3_tools": (
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
+        "<|begin_of_text|>", "<|end_of_text|>",
         ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     ),
     "mistral": ("<s>", "</s>", ["[INST]", "[/INST]"]),
@@ -31,19 +29,11 @@ SPECIAL = {
     "zephyr": ("<s>", "</s>", []),
     "vicuna": ("<s>", "</s>", []),
     "deepseek": (
-        "<｜begin▁of▁sentence｜>",
-        "<｜end▁of▁sentence｜>",
-        [
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool▁call▁begin｜>",
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁sep｜>",
-        ],
+        "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
+        ["<｜User｜>", "<｜Assistant｜>", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>",
+         "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"],
     ),
-}
+}  # fmt: skip
 """BOS, EOS and further special tokens of each family."""
 ADDS_BOS = {"phi3", "zephyr", "vicuna", "llama3"}
 """Families whose tokenizer begins a text with BOS; of these, only Llama 3 writes it in its template too."""
@@ -79,10 +69,8 @@ def byte_level(special: tuple[str, ...], split: str | None = None) -> Any:
     )
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=700, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )
+    )  # fmt: skip
     raw.train_from_iterator([*TEXT, "\n\n\n\n \n\n" * 9, "  \n" * 9], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False)

@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from ptrain.data.collate import IGNORED, PADDING, collate, filler
 
-documents = st.lists(
-    st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4
-)
+documents = st.lists(st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4)  # fmt: skip
 
 
 def row(parts: list[list[tuple[int, bool]]]) -> dict[str, Any]:

@@ -10,25 +10,11 @@ import pytest
 from families import SPECIAL, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from ptrain.data.encode import IGNORED, Encoder
 from ptrain.data.render import Template, Unrenderable
 
-SAID = [
-    "",
-    " ",
-    "yes",
-    "yes yes",
-    "  two\n\nlines ",
-    "\n\nbegins with lines",
-    "ends with lines\n\n",
-    "### Response:\n",
-    "数学 🙂",
-    "<think>\n\n</think>\n\nno",
-    "user",
-    "assistant\n",
-    "12 + 30 = 42",
-]
+SAID = ["", " ", "yes", "yes yes", "  two\n\nlines ", "\n\nbegins with lines", "ends with lines\n\n", "### Response:\n", "数学 🙂",
+        "<think>\n\n</think>\n\nno", "user", "assistant\n", "12 + 30 = 42"]  # fmt: skip
 ALPHABET = st.characters(exclude_categories=["Cs"], exclude_characters="<|[｜")
 texts = st.one_of(st.sampled_from(SAID), st.text(ALPHABET, max_size=20))
 turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
@@ -127,8 +113,7 @@ DIALOGUE = [
     [
         (
             "qwen3",
-            '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x y"}}\n'
-            "</tool_call><|im_end|>"
+            '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x y"}}\n</tool_call><|im_end|>'
             "<think>\n\n</think>\n\nIt is 1.<|im_end|>",
         ),
         ("llama3_tools", '{"name": "add", "parameters": {"a": 1, "b": "x y"}}<|eot_id|>It is 1.<|eot_id|>'),
@@ -148,7 +133,7 @@ def test_tool_calls_are_learnt_and_results_are_not(name: str, said: str) -> None
 @pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "mistral"])
 def test_a_template_that_leaves_tool_calls_out_is_refused(name: str) -> None:
     """Otherwise the model would silently learn to say nothing."""
-    with pytest.raises(Unrenderable, match=r"tool calls|can't render"):
+    with pytest.raises(Unrenderable, match="tool calls|can't render"):
         learnt(name, DIALOGUE)
 
 

@@ -9,37 +9,21 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ptrain.data.rows import ROLES, BadRow, canonical_messages, canonical_row, conversations, message_type, plain_messages
 
-from ptrain.data.rows import (
-    ROLES,
-    BadRow,
-    canonical_messages,
-    canonical_row,
-    conversations,
-    message_type,
-    plain_messages,
-)
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
-    lambda v: st.lists(v, max_size=2),
-    max_leaves=3,
-)
+values = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5), lambda v: st.lists(v, max_size=2), max_leaves=3)  # fmt: skip
 calls = st.builds(
     lambda name, arguments: {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}},
-    st.text(min_size=1, max_size=5),
-    st.dictionaries(st.text(max_size=4), values, max_size=3),
-)
+    st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=4), values, max_size=3),
+)  # fmt: skip
 messages = st.fixed_dictionaries(
     {"role": st.sampled_from(ROLES), "content": st.text(max_size=20)},
     optional={
-        "name": st.text(max_size=5),
-        "tool_call_id": st.text(max_size=5),
-        "reasoning_content": st.text(max_size=9),
+        "name": st.text(max_size=5), "tool_call_id": st.text(max_size=5), "reasoning_content": st.text(max_size=9),
         "tool_calls": st.lists(calls, min_size=1, max_size=3),
         "channel": st.text(max_size=4),
     },
-)
+)  # fmt: skip
 
 
 @given(st.lists(st.lists(messages, min_size=1, max_size=5), min_size=1, max_size=4))
@@ -52,10 +36,7 @@ def test_round_trip(rows: list[list[dict[str, Any]]]) -> None:
 
 def test_the_roles_of_a_tool_dialogue_keep_their_order() -> None:
     """B9: a system message, two turns and a tool result."""
-    said = [
-        {"role": role, "content": str(at)}
-        for at, role in enumerate(["system", "user", "assistant", "user", "assistant", "tool"])
-    ]
+    said = [{"role": role, "content": str(at)} for at, role in enumerate(["system", "user", "assistant", "user", "assistant", "tool"])]  # fmt: skip
     assert plain_messages(canonical_messages(said)) == said
 
 
@@ -80,15 +61,11 @@ def test_what_other_formats_write() -> None:
 
 def test_arguments_in_the_form_that_a_template_wants() -> None:
     """JSON text of an object becomes an object, or the other way round; other text is left alone."""
-    for form in ({"a": 1}, '{"a": 1}'):
-        said = canonical_messages(
-            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": form}]}]
-        )
+    for given in ({"a": 1}, '{"a": 1}'):
+        said = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": given}]}])
         assert plain_messages(said)[0]["tool_calls"][0]["arguments"] == {"a": 1}
         assert json.loads(plain_messages(said, objects=False)[0]["tool_calls"][0]["arguments"]) == {"a": 1}
-    said = canonical_messages(
-        [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "no JSON"}]}]
-    )
+    said = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "no JSON"}]}])
     assert plain_messages(said)[0]["tool_calls"][0]["arguments"] == "no JSON"
 
 

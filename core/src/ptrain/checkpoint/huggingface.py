@@ -31,6 +31,7 @@ PROBE = 16
 """Tokens of the input on which both are compared."""
 PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ANSWER = "ptrain"
+"""What an assistant says where the template is asked how it ends a turn."""
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -114,14 +115,15 @@ def _reloaded_logits(run: Run, path: Path) -> torch.Tensor:
 
 def gathered(run: Run) -> dict[str, torch.Tensor]:
     """The whole state dict on rank 0's CPU, one parameter at a time; tied weights once. Empty elsewhere."""
+    from ptrain import engine_state
+
     found: dict[str, torch.Tensor] = {}
     for name, parameter in run.model.named_parameters():
-        with _whole(run, parameter):
-            if run.rank == 0:
-                found[name] = _copied(parameter)
+        weight = engine_state.whole(parameter)
+        if run.rank == 0:
+            found[name] = _copied(weight)
     if run.rank == 0:
-        kept = run.model.state_dict().keys()
-        found.update({name: _copied(value) for name, value in run.model.named_buffers() if name in kept})
+        found.update({name: _copied(buffer) for name, buffer in engine_state.buffers(run.model)})
     return found
 
 
@@ -129,15 +131,6 @@ def _copied(value: torch.Tensor) -> torch.Tensor:
     import torch
 
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _whole(run: Run, parameter: torch.nn.Parameter) -> Any:
-    """A context in which the parameter is whole on every worker."""
-    if run.engine.stage != 3:
-        return contextlib.nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([parameter])
 
 
 def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
@@ -205,7 +198,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     except (TemplateError, TypeError, ValueError):
         # A template may want tools, a system prompt, or other roles.
         return None
-    after = tokenizer(text.rpartition(ANSWER)[2], add_special_tokens=False)["input_ids"]
+    after = tokenizer(text.rpartition(ANSWER)[2].lstrip(), add_special_tokens=False)["input_ids"]
     special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
     return after[0] if after and after[0] in special else None
 

@@ -47,7 +47,7 @@ class DeepSpeedCheckpoint(Checkpoint):
         for name, key, tensor in engine_state.gather(run.engine, run.model, run.rank):
             if tensor is not None:
                 writer.add(name, key, tensor)
-        frozen = engine_state.frozen_sums(run.engine, run.model)
+        frozen = engine_state.frozen_sums(run.model)
         states = run.states()
         if run.rank == 0:
             writer.close()
@@ -123,7 +123,7 @@ def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
             f"`{path}` is a checkpoint of another model: " + "; ".join(wrong[:3]) + more,
             fix="resume with the recipe of that run",
         )
-    sums = engine_state.frozen_sums(run.engine, run.model)
+    sums = engine_state.frozen_sums(run.model)
     if sums != state["frozen"]:
         name = next(name for name in {**sums, **state["frozen"]} if sums.get(name) != state["frozen"].get(name))
         raise CheckpointError(

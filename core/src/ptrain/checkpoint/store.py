@@ -326,7 +326,9 @@ def newest_good(root: Path, report: Callable[[str], None]) -> Path | None:
     What is damaged is reported by name and reason.
     """
     pointed = latest(root)
-    candidates: list[Path] = list(dict.fromkeys([*([pointed] if pointed else []), *saved(root)[::-1]]))
+    candidates = [path for path in saved(root)[::-1] if path != pointed]
+    if pointed is not None:
+        candidates.insert(0, pointed)
     for path in candidates:
         found = verify(path)
         if not found:

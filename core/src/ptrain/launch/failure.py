@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sysconfig
 import time
 import traceback
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ class Failure:
         kind: the type of the exception, or "" where the process ended without one.
         message: what it says.
         exit_code: what the worker's process ends with.
-        place: `file:line, in function` of the innermost frame.
+        place: `file:line, in function` of the innermost frame that is no library's.
         traceback: the whole of it, line by line.
         problems: where it is one of ptrain's own errors, what the user is told, one by one.
         unexpected: whether an error that is not ptrain's own is (behind) it, so that the traceback tells more.
@@ -57,7 +58,6 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException, rank: int) -> Failure:
         """The failure that an exception stands for."""
-        frames = traceback.extract_tb(error.__traceback__)
         foreign = [e for e in _chain(error) if not isinstance(e, PtrainError)]
         return cls(
             rank=rank,
@@ -65,7 +65,7 @@ class Failure:
             kind=type(error).__name__,
             message=str(error),
             exit_code=error.exit_code if isinstance(error, PtrainError) else 1,
-            place=f"{frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name}" if frames else "",
+            place=_place(traceback.extract_tb(error.__traceback__)),
             traceback=tuple("".join(traceback.format_exception(error)).splitlines()),
             problems=tuple(map(str, error.problems)) if isinstance(error, PtrainError) else (),
             unexpected=bool(foreign),
@@ -89,6 +89,14 @@ class Failure:
         staged.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         staged.replace(path)
         return path
+
+
+def _place(frames: traceback.StackSummary) -> str:
+    """Where it happened: deep inside a library is seldom where the mistake is."""
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    own = [f for f in frames if "ptrain" in f.filename or not f.filename.startswith(("<", *libraries))]
+    at = (own or list(frames))[-1:]
+    return "".join(f"{frame.filename}:{frame.lineno}, in {frame.name}" for frame in at)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

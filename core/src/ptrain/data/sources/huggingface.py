@@ -78,8 +78,8 @@ class HuggingFaceSource(Source):
         return stored(checked(rows, self._name()[0]), whole)
 
     def _name(self) -> tuple[str, str | None]:
-        name, colon, split = self.config.name_or_path.rpartition(":")
-        return (name, split) if colon and not re.search(r"[/\\]", split) else (self.config.name_or_path, None)
+        found = re.fullmatch(r"(.+?):([\w.-]+(?:\[[^/]*)?)", self.config.name_or_path)
+        return (found[1], found[2]) if found else (self.config.name_or_path, None)
 
     def _load(self, split: str) -> Dataset:
         import datasets
