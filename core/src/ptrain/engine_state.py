@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ptrain.engine import Engine
 
 WEIGHT = "weight"
-"""The key of the weight (fp32, of a buffer its own dtype) among the tensors of a name; the others are the optimizer's."""
+"""The key of the weight (fp32; of a buffer its own dtype) among the tensors of a name; others are the optimizer's."""
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What changes in a loss scaler; only fp16 has one."""
 
@@ -102,14 +102,15 @@ def whole(parameter: nn.Parameter) -> torch.Tensor:
     """
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
-    own: Any = parameter.ds_tensor
+    own: Any = getattr(parameter, "ds_tensor")  # noqa: B009 - no attribute that type checkers know
     if own.numel() != own.ds_numel:
         raise _unreadable()
-    group = parameter.ds_process_group
+    shard: Any = parameter
+    group = shard.ds_process_group
     count = torch.distributed.get_world_size(group)
     found = torch.empty(count * own.ds_numel, dtype=own.dtype, device=parameter.device)
     torch.distributed.all_gather_into_tensor(found, own.detach().to(parameter.device).contiguous(), group=group)
-    return found[: parameter.ds_numel].view(parameter.ds_shape)
+    return found[: shard.ds_numel].view(shard.ds_shape)
 
 
 def frozen_sums(model: nn.Module) -> dict[str, int]:
@@ -160,7 +161,8 @@ class _Masters:
 
     def __init__(self, engine: Engine) -> None:
         self.wrapper: Any = engine.deepspeed.optimizer
-        self.optimizer: torch.optim.Optimizer = engine.deepspeed.basic_optimizer
+        basic: Any = engine.deepspeed.basic_optimizer
+        self.optimizer: torch.optim.Optimizer = basic
         for group, master in self.groups():
             if not self.optimizer.state[master]:
                 _make_state(self.optimizer, group, master)
@@ -236,10 +238,14 @@ class _Flat(_Masters):
         """A whole tensor, added up from the workers' shares."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        whole: Any = None
         if key == WEIGHT:
-            return safe_get_full_fp32_param(parameter)
-        number = self.state(parameter)[key]
-        return torch.as_tensor(number) if _is_number(number) else safe_get_full_optimizer_state(parameter, key)
+            whole = safe_get_full_fp32_param(parameter)
+        elif _is_number(number := self.state(parameter)[key]):
+            whole = torch.as_tensor(number)
+        else:
+            whole = safe_get_full_optimizer_state(parameter, key)
+        return whole
 
     def write(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
         """Set this worker's share."""
@@ -293,7 +299,8 @@ class _Sharded(_Flat):
 
         own = _share(parameter, value)
         safe_set_local_fp32_param(parameter, own)
-        parameter.ds_tensor.copy_(own)
+        shard: Any = parameter
+        shard.ds_tensor.copy_(own)
 
     def write_state(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
         """Set this worker's share of a piece of the optimizer's state."""

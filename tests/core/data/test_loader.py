@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+
 from ptrain.data.collate import collate
 from ptrain.data.loader import EvalLoader, TrainLoader
 from ptrain.data.sampler import StepSampler

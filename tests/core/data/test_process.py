@@ -11,6 +11,7 @@ from datasets import Dataset
 from families import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ptrain.data.documents import Documents
 from ptrain.data.encode import IGNORED
 from ptrain.data.process import counted, encode_conversations, encode_texts
@@ -24,9 +25,7 @@ def chats(pairs: list[tuple[str, str]], **columns: Any) -> Dataset:
     """Conversations of one turn in canonical form."""
     import pyarrow as pa
 
-    said = [
-        canonical_messages([{"role": "user", "content": q}, {"role": "assistant", "content": a}]) for q, a in pairs
-    ]
+    said = [canonical_messages([{"role": "user", "content": q}, {"role": "assistant", "content": a}]) for q, a in pairs]
     names = [f"chats.jsonl:{at}" for at in range(1, len(pairs) + 1)]
     table = pa.table({"messages": pa.array(said, type=message_type()), "origin": names, **columns})
     return Dataset(table)
@@ -114,9 +113,9 @@ def test_overlength_split_keeps_every_label(limit: int, question: str, answer: s
     report = Report()
     documents = encode_conversations(rows, TOKENIZER, report, max_length=limit, overlength="split")
     assert documents.lengths.max() <= limit
-    found = [(i[at - 1], label) for i, l in pieces(documents) for at, label in enumerate(l) if label != IGNORED]
+    found = [(i[at - 1], label) for i, own in pieces(documents) for at, label in enumerate(own) if label != IGNORED]
     assert found == wanted
-    assert sum(label != IGNORED for _, l in pieces(documents) for label in l) == len(wanted)
+    assert sum(label != IGNORED for _, own in pieces(documents) for label in own) == len(wanted)
 
 
 def test_rows_without_a_label_fail_above_the_threshold() -> None:

@@ -10,6 +10,7 @@ import pytest
 from families import SPECIAL, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ptrain.data.encode import IGNORED, Encoder
 from ptrain.data.render import Template, Unrenderable
 
@@ -133,7 +134,7 @@ def test_tool_calls_are_learnt_and_results_are_not(name: str, said: str) -> None
 @pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "mistral"])
 def test_a_template_that_leaves_tool_calls_out_is_refused(name: str) -> None:
     """Otherwise the model would silently learn to say nothing."""
-    with pytest.raises(Unrenderable, match="tool calls|can't render"):
+    with pytest.raises(Unrenderable, match=r"tool calls|can't render"):
         learnt(name, DIALOGUE)
 
 

@@ -9,7 +9,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ptrain.data.rows import ROLES, BadRow, canonical_messages, canonical_row, conversations, message_type, plain_messages
+
+from ptrain.data.rows import (
+    ROLES,
+    BadRow,
+    canonical_messages,
+    canonical_row,
+    conversations,
+    message_type,
+    plain_messages,
+)
 
 values = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5), lambda v: st.lists(v, max_size=2), max_leaves=3)  # fmt: skip
 calls = st.builds(
@@ -61,11 +70,15 @@ def test_what_other_formats_write() -> None:
 
 def test_arguments_in_the_form_that_a_template_wants() -> None:
     """JSON text of an object becomes an object, or the other way round; other text is left alone."""
-    for given in ({"a": 1}, '{"a": 1}'):
-        said = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": given}]}])
+    for form in ({"a": 1}, '{"a": 1}'):
+        said = canonical_messages(
+            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": form}]}]
+        )
         assert plain_messages(said)[0]["tool_calls"][0]["arguments"] == {"a": 1}
         assert json.loads(plain_messages(said, objects=False)[0]["tool_calls"][0]["arguments"]) == {"a": 1}
-    said = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "no JSON"}]}])
+    said = canonical_messages(
+        [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "no JSON"}]}]
+    )
     assert plain_messages(said)[0]["tool_calls"][0]["arguments"] == "no JSON"
 
 

@@ -18,11 +18,12 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from ptrain.data.rows import conversations, plain_messages
 from ptrain.data.sources import huggingface, local, tasks
 from ptrain.data.workspace import Workspace, using
 from ptrain.errors import DataError
-from pydantic import ValidationError
 
 RUN = cast(Any, None)
 SAID = [
@@ -192,7 +193,9 @@ def test_columns_of_different_types(tmp_path: Path) -> None:
     path.write_text(lines([{"text": "a", "n": 1}] * 1000 + [{"text": "b", "n": "x"}]))
     with pytest.raises(DataError, match="do not all have the same columns"):
         load(local.JsonLinesFiles, path=str(path))
-    path.write_text(lines([{"text": "a", "n": None}] * 1000 + [{"text": "b", "n": 1}] * 1000 + [{"text": "c", "n": 1.5}]))
+    path.write_text(
+        lines([{"text": "a", "n": None}] * 1000 + [{"text": "b", "n": 1}] * 1000 + [{"text": "c", "n": 1.5}])
+    )
     rows = load(local.JsonLinesFiles, path=str(path))
     assert rows["n"] == [None] * 1000 + [1.0] * 1000 + [1.5] and len(set(rows["origin"])) == 2001
 
@@ -257,7 +260,11 @@ CHAT = {
         {"from": "human", "value": "q2"}, {"from": "gpt", "value": "a2"},
     ]
 }  # fmt: skip
-ROLES = {"system": "conversations.from.system", "user": "conversations.from.human", "assistant": "conversations.from.gpt"}
+ROLES = {
+    "system": "conversations.from.system",
+    "user": "conversations.from.human",
+    "assistant": "conversations.from.gpt",
+}
 
 
 @pytest.mark.parametrize(
