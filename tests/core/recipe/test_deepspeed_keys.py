@@ -168,28 +168,28 @@ def test_values_are_read_like_all_others(load: Callable[..., Loaded]) -> None:
         ),
         (
             '{zero_optimization: {reduce_bucket_size: "8x"}}',
-            "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: a whole number is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `8x` |  | ",  # noqa: E501
+            "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: a whole number is expected (200k, 1e-5, 2_000, 128ki, 10%, 2^20 are some too), not `8x` |  | ",
         ),
         (
             "{zero_optimization: {reduce_bucket_size: auto}}",
-            "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: `auto` is a word of other frameworks: leave the key out |  | ",  # noqa: E501
+            "5:53 `deepspeed.zero_optimization.reduce_bucket_size`: `auto` is a word of other frameworks: leave the key out |  | ",
         ),
         ("{zero_optimization: 2}", "5:32 `deepspeed.zero_optimization` is 2 | a section | "),
         (
             "{train_micro_batch_size_per_gpu: 4}",
-            "5:13 `deepspeed.train_micro_batch_size_per_gpu` follows from the recipe's `micro_batch_size` (r.yaml:2:1) | one place that says it | remove it",  # noqa: E501
+            "5:13 `deepspeed.train_micro_batch_size_per_gpu` follows from the recipe's `micro_batch_size` (r.yaml:2:1) | one place that says it | remove it",
         ),
         (
             "{gradient_clipping: 1}",
-            "5:13 `deepspeed.gradient_clipping` follows from the recipe's `gradient_clipping` | one place that says it | remove it and set `gradient_clipping`",  # noqa: E501
+            "5:13 `deepspeed.gradient_clipping` follows from the recipe's `gradient_clipping` | one place that says it | remove it and set `gradient_clipping`",
         ),
         (
             "{bf16: {enabled: true}}",
-            "5:20 `deepspeed.bf16.enabled` follows from the recipe's `model.dtype` | one place that says it | remove it and set `model.dtype`",  # noqa: E501
+            "5:20 `deepspeed.bf16.enabled` follows from the recipe's `model.dtype` | one place that says it | remove it and set `model.dtype`",
         ),
         (
             "{optimizer: {type: Adam}}",
-            "5:13 `deepspeed.optimizer` follows from the recipe's `optimizer` | one place that says it | remove it and set `optimizer`",  # noqa: E501
+            "5:13 `deepspeed.optimizer` follows from the recipe's `optimizer` | one place that says it | remove it and set `optimizer`",
         ),
         (
             "{elasticity: {}}",

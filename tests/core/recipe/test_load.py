@@ -210,7 +210,7 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
         ("scheduler: {type: [1]}", "4:19 `scheduler.type` is a list of 1 | the name of a scheduler | "),
         (
             "scheduler: {learning_rate: 1}",
-            "4:13 `scheduler` has no key `learning_rate` here: the learning rate belongs to the optimizer |  | write `lr` in `optimizer`",  # noqa: E501
+            "4:13 `scheduler` has no key `learning_rate` here: the learning rate belongs to the optimizer |  | write `lr` in `optimizer`",
         ),
         ("scheduler: linear", '4:12 `scheduler` is "linear" | keys with values | '),
         ("logger:", "4:8 `logger` is empty | keys with values | leave it out, or give it keys"),
@@ -248,11 +248,11 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
         ),
         (
             "plugins: {sequence-parallel: {size: 2}}",
-            "4:11 there is no plugin `sequence-parallel` here: it comes with the package ptrain-sequence-parallel | one of `splitter` | pip install ptrain-sequence-parallel",  # noqa: E501
+            "4:11 there is no plugin `sequence-parallel` here: it comes with the package ptrain-sequence-parallel | one of `splitter` | pip install ptrain-sequence-parallel",
         ),
         (
             "beta: 0.1",
-            "4:1 there is no key `beta` at the top level here: it comes with the package ptrain-dpo |  | pip install ptrain-dpo",  # noqa: E501
+            "4:1 there is no key `beta` at the top level here: it comes with the package ptrain-dpo |  | pip install ptrain-dpo",
         ),
     ],
 )
@@ -287,7 +287,7 @@ def test_one_problem(problems: Problems, more: str, found: str) -> None:
         ),
         (
             "{sources: [a], type: dpo}",
-            '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo',  # noqa: E501
+            '3:28 `data.type` is "dpo", but the trainer, which owns `data`, is `tiny` | `tiny` | pip install ptrain-dpo',
         ),
         (
             "{sources: [a], type: lines}",
@@ -304,7 +304,7 @@ def test_one_problem(problems: Problems, more: str, found: str) -> None:
         ),
         (
             "{sources: [a], use_data_cache: true}",
-            "3:22 `data` has no key `use_data_cache` here: prepared data is always cached, keyed by its content |  | leave it out",  # noqa: E501
+            "3:22 `data` has no key `use_data_cache` here: prepared data is always cached, keyed by its content |  | leave it out",
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_one_problem_of_data(problems: Problems, data: str, found: str) -> None:
         ("type: tinny\nmodel: {}\n", "1:7 there is no trainer `tinny` | one of `tinier`, `tiny` | write `tiny`"),
         (
             "type: spec-decode\n",
-            "1:7 there is no trainer `spec-decode` here: it comes with the package ptrain-spec-decode | one of `tinier`, `tiny` | pip install ptrain-spec-decode",  # noqa: E501
+            "1:7 there is no trainer `spec-decode` here: it comes with the package ptrain-spec-decode | one of `tinier`, `tiny` | pip install ptrain-spec-decode",
         ),
         (
             "tpye: tiny\nmodel: {}\ndata: {sources: [a]}\n",

@@ -20,8 +20,8 @@ MINIMAL = "type: tiny\nmodel: {}\ndata: {sources: [a]}\n"
 RIGHT = [
     MINIMAL,
     "type: tinier\nmodel: {layers: 2k}\ndata: {sources: a}",
-    "type: tinier\nmodel: {type: huggingface, dtype: torch.bfloat16}\ndata: {sources: [{type: lines, path: x}, {name_or_path: y}], eval_sources: []}",  # noqa: E501
-    "type: tiny\nmodel: {x-note: 1}\nx-note: {}\ndata: {type: tiny, sources: [a], max_length: 4ki, pack: true}\nepochs: 1.5\nseed: '7'",  # noqa: E501
+    "type: tinier\nmodel: {type: huggingface, dtype: torch.bfloat16}\ndata: {sources: [{type: lines, path: x}, {name_or_path: y}], eval_sources: []}",
+    "type: tiny\nmodel: {x-note: 1}\nx-note: {}\ndata: {type: tiny, sources: [a], max_length: 4ki, pack: true}\nepochs: 1.5\nseed: '7'",
     MINIMAL + "optimizer: {lr: 1e-5}\nscheduler: {type: wsd, num_decay_steps: 3}\ntemp: 3",
     MINIMAL + "checkpoint: {type: huggingface}\nevaluation: [score]\ntrackers: [{type: shout, url: u}]",
     MINIMAL + "plugins: {splitter: {size: 2, halves: {left: 1}}}\nmetadata: {any: [thing]}",
