@@ -45,7 +45,7 @@ def results(
     }
     one = {
         "not finite": {"recipe": recipe(tied, "bf16", 2, verify=False), "damage": "not finite"},
-        "altered": {"recipe": recipe(tied, "bf16", 0), "damage": "altered"},
+        "altered": {"recipe": recipe(tied, "fp32", 0), "damage": "altered"},
         "missing": {"recipe": recipe(tied, "fp32", 0), "damage": "missing"},
     }
     found: dict[str, Any] = {}
