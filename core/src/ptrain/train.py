@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -118,7 +119,10 @@ def prepare_data(loaded: Loaded, directory: Path) -> tuple[Run, Any]:
     from ptrain.run import Run
 
     run = Run(loaded, directory)
-    return run, prepare(run)
+    prepared = prepare(run)
+    for line in prepared.lines():
+        run.say(line)
+    return run, prepared
 
 
 def work(spec: Path, stop: Any = None) -> int:
@@ -190,12 +194,13 @@ def train(
     spec = prepare_run(loaded, source, resume=resume, restart=restart, command=sys.argv)
     from ptrain import engine, loop
 
+    # DeepSpeed does not join a second process group, so this one stays for the next call.
+    atexit.register(engine.close)
     run = open_run(spec)
     try:
         outcome = loop.train(run)
     finally:
         run.trackers.finish(run)
-        engine.close()
     return Result(run.dir, outcome, run.progress.step, dict(run.trackers.last))
 
 
