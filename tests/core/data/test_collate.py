@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ptrain.data.collate import IGNORED, PADDING, collate, filler
 
-documents = st.lists(st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4)  # fmt: skip
+documents = st.lists(
+    st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4
+)
 
 
 def row(parts: list[list[tuple[int, bool]]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ptrain.data.process import counted, encode_conversations, encode_texts
 from ptrain.data.report import Report
 from ptrain.data.rows import canonical_messages, message_type
 from ptrain.data.workspace import Workspace, using
-from ptrain.errors import DataError
+from ptrain.errors import DataError, PtrainError
 
 
 def chats(pairs: list[tuple[str, str]], **columns: Any) -> Dataset:
@@ -238,3 +238,23 @@ def test_counts_of_the_result() -> None:
     assert (report.samples, report.tokens, report.supervised_tokens) == (2, 3 * len(one[0]), 3 * labels)
     assert report.fullness == pytest.approx(3 * len(one[0]) / 80)
     assert np.array_equal(documents.lengths, [len(one[0])] * 3)
+
+
+def test_a_process_that_dies_is_said(tmp_path: Path) -> None:
+    """Instead of waiting for it."""
+    from ptrain.data.processes import in_processes
+
+    task = {"rows": str(tmp_path / "none"), "tokenizer": str(tmp_path), "folder": str(tmp_path), "job": {}}
+    with pytest.raises(PtrainError, match="a process that prepares data died with exit code 1"):
+        list(in_processes(task, 3, 2))
+
+
+def test_what_a_template_does_not_write_is_noted() -> None:
+    """Tool schemas that nobody sees, a date that changes."""
+    import json
+
+    rows = chats([SHORT], tools=[json.dumps([{"name": "f"}])])
+    report = Report()
+    encode_conversations(rows, TOKENIZER, report)
+    assert report.notes == ["the chat template leaves the column `tools` out"] and report.lines()[-1] == report.notes[0]
+    assert "strftime_now" not in TOKENIZER.chat_template

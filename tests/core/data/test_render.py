@@ -14,8 +14,21 @@ from hypothesis import strategies as st
 from ptrain.data.encode import IGNORED, Encoder
 from ptrain.data.render import Template, Unrenderable
 
-SAID = ["", " ", "yes", "yes yes", "  two\n\nlines ", "\n\nbegins with lines", "ends with lines\n\n", "### Response:\n", "数学 🙂",
-        "<think>\n\n</think>\n\nno", "user", "assistant\n", "12 + 30 = 42"]  # fmt: skip
+SAID = [
+    "",
+    " ",
+    "yes",
+    "yes yes",
+    "  two\n\nlines ",
+    "\n\nbegins with lines",
+    "ends with lines\n\n",
+    "### Response:\n",
+    "数学 🙂",
+    "<think>\n\n</think>\n\nno",
+    "user",
+    "assistant\n",
+    "12 + 30 = 42",
+]
 ALPHABET = st.characters(exclude_categories=["Cs"], exclude_characters="<|[｜")
 texts = st.one_of(st.sampled_from(SAID), st.text(ALPHABET, max_size=20))
 turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
@@ -114,7 +127,8 @@ DIALOGUE = [
     [
         (
             "qwen3",
-            '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x y"}}\n</tool_call><|im_end|>'
+            '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x y"}}\n</tool_call>'
+            "<|im_end|>"
             "<think>\n\n</think>\n\nIt is 1.<|im_end|>",
         ),
         ("llama3_tools", '{"name": "add", "parameters": {"a": 1, "b": "x y"}}<|eot_id|>It is 1.<|eot_id|>'),

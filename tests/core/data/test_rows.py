@@ -20,7 +20,11 @@ from ptrain.data.rows import (
     plain_messages,
 )
 
-values = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5), lambda v: st.lists(v, max_size=2), max_leaves=3)  # fmt: skip
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    lambda v: st.lists(v, max_size=2),
+    max_leaves=3,
+)
 calls = st.builds(
     lambda name, arguments: {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}},
     st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=4), values, max_size=3),
@@ -45,7 +49,10 @@ def test_round_trip(rows: list[list[dict[str, Any]]]) -> None:
 
 def test_the_roles_of_a_tool_dialogue_keep_their_order() -> None:
     """B9: a system message, two turns and a tool result."""
-    said = [{"role": role, "content": str(at)} for at, role in enumerate(["system", "user", "assistant", "user", "assistant", "tool"])]  # fmt: skip
+    said = [
+        {"role": role, "content": str(at)}
+        for at, role in enumerate(["system", "user", "assistant", "user", "assistant", "tool"])
+    ]
     assert plain_messages(canonical_messages(said)) == said
 
 
@@ -70,9 +77,9 @@ def test_what_other_formats_write() -> None:
 
 def test_arguments_in_the_form_that_a_template_wants() -> None:
     """JSON text of an object becomes an object, or the other way round; other text is left alone."""
-    for form in ({"a": 1}, '{"a": 1}'):
+    for arguments in ({"a": 1}, '{"a": 1}'):
         said = canonical_messages(
-            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": form}]}]
+            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}]
         )
         assert plain_messages(said)[0]["tool_calls"][0]["arguments"] == {"a": 1}
         assert json.loads(plain_messages(said, objects=False)[0]["tool_calls"][0]["arguments"]) == {"a": 1}

@@ -271,9 +271,17 @@ ROLES = {
     ("row", "keys", "wanted"),
     [
         (CHAT, {"role_mapping": ROLES}, ["system s", "user q", "assistant a", "user q2", "assistant a2"]),
-        ({"question": "q", "answer": "a"}, {"role_mapping": {"user": "question", "assistant": "answer"}}, ["user q", "assistant a"]),
+        (
+            {"question": "q", "answer": "a"},
+            {"role_mapping": {"user": "question", "assistant": "answer"}},
+            ["user q", "assistant a"],
+        ),
         ({"prompt": "q", "completion": "a"}, {}, ["user q", "assistant a"]),
-        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, {}, ["user q", "assistant a"]),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            {},
+            ["user q", "assistant a"],
+        ),
         (
             {"messages": [{"role": "user", "content": "q"}], "answer": "a"},
             {"role_mapping": {"user": "messages.role.user", "assistant": "answer"}},
@@ -285,7 +293,7 @@ ROLES = {
             ["user q"],
         ),
     ],
-)  # fmt: skip
+)
 def test_columns_as_conversations(tmp_path: Path, row: dict[str, Any], keys: dict[str, Any], wanted: list[str]) -> None:
     """Mapped columns and lists, in the order in which turns stand."""
     Dataset.from_list([row]).save_to_disk(str(tmp_path / "d"))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ptrain.data.documents import Documents
 from ptrain.data.encode import IGNORED, Encoder, Tokens
+from ptrain.data.reading import conversation_rows, given_tokens, row_names
 from ptrain.data.render import Rendered, Template, Unrenderable
 from ptrain.data.report import Report
-from ptrain.data.rows import ORIGIN, TOOLS, BadRow, canonical_messages, canonical_tools, conversations, message_type
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
@@ -116,8 +114,8 @@ class Work:
             DataError: names the row.
         """
         report = Report(rows=len(table))
-        names = _names(table, first)
-        given = _given_tokens(table, names)
+        names = row_names(table, first)
+        given = given_tokens(table, names)
         wanted = [at for at, one in enumerate(given) if one is None]
         if wanted:
             made = self._conversations if self._template is not None else self._texts
@@ -133,7 +131,7 @@ class Work:
         return kept, report
 
     def _conversations(self, table: pa.Table, names: list[str], report: Report) -> list[Tokens]:
-        rendered = [self._rendered(*row, report) for row in _conversation_rows(table, names)]
+        rendered = [self._rendered(*row, report) for row in conversation_rows(table, names)]
         texts = [one.text for one in rendered]
         spans = [one.spans if self.job.mask_inputs else [(0, len(one.text))] for one in rendered]
         return self._encoder.labelled(texts, spans)
@@ -151,8 +149,10 @@ class Work:
             ) from error
         report.turns += len(found.spans)
         report.unended_turns += found.unended
-        if tools and not template.uses_tools():
+        if tools and not template.mentions("tools"):
             report.note("the chat template leaves the column `tools` out")
+        if template.mentions("strftime_now"):
+            report.note("the chat template may write the date: prepared on another day, the rows may differ")
         return found
 
     def _texts(self, table: pa.Table, names: list[str], report: Report) -> list[Tokens]:
@@ -215,56 +215,6 @@ def _split(tokens: Tokens, size: int) -> Iterator[Tokens]:
         if stop >= len(tokens.ids):
             return
         start = stop - min(1, size - 1)
-
-
-def _names(table: pa.Table, first: int) -> list[str]:
-    if ORIGIN in table.column_names:
-        return table[ORIGIN].to_pylist()
-    return [f"row {first + at + 1}" for at in range(len(table))]
-
-
-def _given_tokens(table: pa.Table, names: list[str]) -> list[Tokens | None]:
-    """Documents of rows that hold tokens already, None for the others."""
-    if "input_ids" not in table.column_names:
-        return [None] * len(table)
-    labels = table["labels"].to_pylist() if "labels" in table.column_names else [None] * len(table)
-    return [
-        None if ids is None else _tokens(ids, wanted, name)
-        for ids, wanted, name in zip(table["input_ids"].to_pylist(), labels, names, strict=True)
-    ]
-
-
-def _tokens(ids: Any, labels: Any, name: str) -> Tokens:
-    for field, value in (("input_ids", ids), ("labels", labels)):
-        if not isinstance(value, list) or not value or not all(isinstance(one, int) for one in value):
-            raise DataError(f"{name}: `{field}` is no list of token ids", expected="`input_ids` and `labels` as lists")
-    if len(ids) != len(labels):
-        raise DataError(f"{name}: there are {len(ids)} `input_ids`, but {len(labels)} `labels`")
-    return Tokens(_int32(ids), _int32(labels))
-
-
-def _int32(values: list[int]) -> np.ndarray:
-    import numpy as np
-
-    return np.array(values, dtype=np.int32)
-
-
-def _conversation_rows(table: pa.Table, names: list[str]) -> Iterator[tuple[list[dict[str, Any]], Any, str]]:
-    """`(messages, tools, name)` of each row."""
-    if "messages" not in table.column_names:
-        raise DataError(f"{names[0]}: the row has no `messages`")
-    column = table["messages"]
-    ready = column.type == message_type()
-    found = conversations(column) if ready else column.to_pylist()
-    tools = table[TOOLS].to_pylist() if TOOLS in table.column_names else [None] * len(found)
-    for messages, schemas, name in zip(found, tools, names, strict=True):
-        if messages is None:
-            raise DataError(f"{name}: the row has no `messages`")
-        try:
-            said = messages if ready else canonical_messages(messages)
-            yield said, json.loads(schemas if ready else canonical_tools(schemas)) if schemas else None, name
-        except BadRow as error:
-            raise DataError(f"{name}: {error}", expected=error.expected) from error
 
 
 def _any_left(documents: Documents, report: Report) -> Documents:

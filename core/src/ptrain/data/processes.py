@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -56,8 +57,9 @@ class _Process:
 
     def close(self) -> None:
         """End the process."""
-        with self._process:
-            self._process.kill()
+        self._process.kill()
+        with suppress(BrokenPipeError), self._process:
+            pass
 
 
 def in_processes(task: Mapping[str, Any], count: int, processes: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ptrain.data.rows import plain_messages
+from ptrain.data.special import SpecialTokens
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = "ptrainprobe"
-NEVER = "(?!)"
 
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
@@ -60,6 +60,7 @@ class Template:
         if not tokenizer.chat_template:
             raise DataError("the tokenizer has no chat template", fix="set `tokenizer.chat_template`, e.g. to `chatml`")
         self.tokenizer = tokenizer
+        self._special = SpecialTokens(tokenizer)
         self._variables: dict[str, Any] = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
         self._checked: dict[str, bool] = {}
         self._texts: dict[bool, str] = {}
@@ -81,8 +82,8 @@ class Template:
             spans = self._marked(text, found, plain)
         else:
             text, spans = self._incremental(plain, tools)
-        unended = sum(not self._is_ended(text, span) for span in spans)
-        text, shift = self._one_bos(text)
+        unended = sum(not self._special.ends(text, span) for span in spans)
+        text, shift = self._special.one_bos(text)
         kept = _trained([(start + shift, stop + shift) for start, stop in spans], messages)
         if ignore_empty_think:
             kept = [_without_empty_think(text, span) for span in kept]
@@ -94,7 +95,7 @@ class Template:
         Raises:
             Unrenderable: the template refuses the conversation.
         """
-        return self._one_bos(self._write(self._plain(messages), tools, prompt=True)[0])[0]
+        return self._special.one_bos(self._write(self._plain(messages), tools, prompt=True)[0])[0]
 
     def written(self, messages: Messages) -> str:
         """What the template itself makes of messages, BOS or not."""
@@ -109,22 +110,22 @@ class Template:
             self._texts[key] = self.tokenizer.get_chat_template(None, tools=list(tools) if tools else None)
         return self._texts[key]
 
-    def uses_tools(self) -> bool:
-        """Whether the template writes tool schemas at all."""
-        return "tools" in self._text([{}])
+    def mentions(self, name: str) -> bool:
+        """Whether the template reads a variable or function at all."""
+        return name in self._text([{}])
 
     # Spans
 
     def _marked(self, text: str, found: Sequence[Span], messages: Messages) -> list[Span]:
         """The marked spans, each with the token that ends the turn where it stands behind the mark."""
         ends = {str(self.tokenizer.eos_token)}
-        if found and messages[-1]["role"] == "assistant" and (last := self._one_special.match(text, found[-1][1])):
+        if found and messages[-1]["role"] == "assistant" and (last := self._special.one.match(text, found[-1][1])):
             ends.add(last.group())
         spans = []
         for start, stop in found:
             stop = self._trimmed(text, start, stop)
-            if not self._is_ended(text, (start, stop)):
-                after = self._one_special.match(text, stop)
+            if not self._special.ends(text, (start, stop)):
+                after = self._special.one.match(text, stop)
                 stop = after.end() if after is not None and after.group() in ends else stop
             spans.append((start, stop))
         return spans
@@ -132,7 +133,7 @@ class Template:
     def _trimmed(self, text: str, start: int, stop: int) -> int:
         """`stop` without the white space that follows a special token."""
         shorter = start + len(text[start:stop].rstrip())
-        return shorter if self._is_ended(text, (start, shorter)) else stop
+        return shorter if self._special.ends(text, (start, shorter)) else stop
 
     def _incremental(self, messages: Messages, tools: Tools) -> tuple[str, list[Span]]:
         whole = self._write(messages, tools)[0]
@@ -153,17 +154,17 @@ class Template:
         # up to a special token or the end of a line.
         body = self._write(before, tools)[0] if before else ""
         shared = _common(_common(prompt, whole), after)
-        cuts = [m.end() for m in re.finditer(f"{self._one_special.pattern}|\n", shared) if m.end() > len(body)]
+        cuts = [m.end() for m in re.finditer(f"{self._special.one.pattern}|\n", shared) if m.end() > len(body)]
         if not shared.startswith(body) or not cuts:
             raise _unstable(at)
         return cuts[-1]
 
     def _stop(self, whole: str, after: str, start: int, at: int) -> int:
         """Where the turn that ends `after` ends in `whole`: behind its end token, before white space."""
-        said = start + len(self._without_tail(after[start:]))
+        said = start + len(self._special.strip(after[start:]))
         if not whole.startswith(after[:said]):
             raise _unstable(at)
-        specials = list(self._one_special.finditer(after, said))
+        specials = list(self._special.one.finditer(after, said))
         if not specials:
             # Without an end token, the white space that separates turns is what ends this one.
             return len(after) if whole.startswith(after) else said
@@ -176,46 +177,6 @@ class Template:
         if not agreed:
             raise _unstable(at)
         return agreed[-1]
-
-    # Special tokens
-
-    @cached_property
-    def _specials(self) -> tuple[str, ...]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        tokens = {str(token) for token in added if token.special} | {str(t) for t in self.tokenizer.all_special_tokens}
-        return tuple(sorted(tokens - {""}, key=lambda token: (-len(token), token)))
-
-    @cached_property
-    def _one_special(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._specials)) or NEVER)
-
-    def _is_ended(self, text: str, span: Span) -> bool:
-        return text.endswith(self._specials, *span)
-
-    def _without_tail(self, text: str) -> str:
-        """`text` without the white space and special tokens at its end."""
-        while True:
-            shorter = text.rstrip()
-            token = next((token for token in self._specials if shorter.endswith(token)), None)
-            if token is None:
-                return shorter
-            text = shorter[: -len(token)]
-
-    def _one_bos(self, text: str) -> tuple[str, int]:
-        """`text` with exactly one BOS (if the tokenizer uses one), and by how much that moved it."""
-        if not self.tokenizer.bos_token:
-            return text, 0
-        bos = str(self.tokenizer.bos_token)
-        length = len(text)
-        while text.startswith(bos + bos):
-            text = text[len(bos) :]
-        if self._adds_bos and not text.startswith(bos):
-            text = bos + text
-        return text, len(text) - length
-
-    @cached_property
-    def _adds_bos(self) -> bool:
-        return adds_bos(self.tokenizer)
 
     # What the template does with a message
 
@@ -280,12 +241,6 @@ class Template:
             raise Unrenderable(f"the chat template can't render it: {error}") from error
         texts, spans = found
         return texts[0], (spans[0] if marked else [])
-
-
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself puts BOS before a text."""
-    bos = tokenizer.bos_token_id
-    return isinstance(bos, int) and tokenizer("a").input_ids[:1] == [bos]
 
 
 def _unstable(at: int) -> Unrenderable:

@@ -92,7 +92,8 @@ def _begin_with_bos(tokenizer: PreTrainedTokenizerBase) -> None:
     Chats are encoded without added tokens, here and wherever the model is used afterwards: a BOS that is trained
     with has to be in the template that is saved.
     """
-    from ptrain.data.render import Template, Unrenderable, adds_bos
+    from ptrain.data.render import Template, Unrenderable
+    from ptrain.data.special import adds_bos
 
     template = tokenizer.chat_template
     if not isinstance(template, str) or not adds_bos(tokenizer):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ptrain.data.report import Report
 
@@ -23,13 +22,11 @@ class Workspace:
         folder: for temporary files; on the disk of the cache. Arrow files there are mapped, not loaded.
         num_proc: processes that may be used.
         reports: what was counted, by split.
-        kept: what was made once and is wanted again (the loaded rows, say).
     """
 
     folder: Path
     num_proc: int = 1
     reports: dict[str, Report] = field(default_factory=dict)
-    kept: dict[str, Any] = field(default_factory=dict)
     _number: int = 0
 
     def report(self, split: str) -> Report:
