@@ -53,7 +53,9 @@ def eval_size(task: str) -> int:
 
 def _arithmetic(text: str) -> str:
     left, sign, right = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\?", text).groups()
-    return str({"+": operator.add, "-": operator.sub}[sign](int(left), int(right)))
+    work = {"+": operator.add, "-": operator.sub}[sign]
+    tens, units = (work(*digits) for digits in zip(map(int, left), map(int, right), strict=True))
+    return f"{tens * 10} {'-' if units < 0 else '+'} {abs(units)} = {work(int(left), int(right))}"
 
 
 def _larger(text: str) -> str:

@@ -42,15 +42,19 @@ _VOWELS = "aeiou"
 _CONSONANTS = "bdgklmnprst"
 
 
+# Sums and differences are answered with the step between: a small model learns those within minutes, while
+# for results alone it takes many times as long, and how long is a matter of luck.
 def _add() -> Iterator[Pair]:
     for a, b in itertools.product(_NUMBERS, repeat=2):
-        yield f"What is {a} + {b}?", str(a + b)
+        tens, units = 10 * (a // 10 + b // 10), a % 10 + b % 10
+        yield f"What is {a} + {b}?", f"{tens} + {units} = {a + b}"
 
 
 def _subtract() -> Iterator[Pair]:
     for a, b in itertools.product(_NUMBERS, repeat=2):
         if a - b in _NUMBERS:
-            yield f"What is {a} - {b}?", str(a - b)
+            tens, units = 10 * (a // 10 - b // 10), a % 10 - b % 10
+            yield f"What is {a} - {b}?", f"{tens} {'-' if units < 0 else '+'} {abs(units)} = {a - b}"
 
 
 def _larger() -> Iterator[Pair]:
