@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from harness import losses, merged
+from harness import conversations, losses, merged, write_rows
 
 SAVES = [
     {"type": "deepspeed", "save_every_n_steps": 50},
@@ -183,3 +183,59 @@ def test_the_kill_switch_stops_and_saves(recipe_file: Any, tmp_path: Path) -> No
     code, _, err = finish(process)
     assert code == 75, err
     assert (tmp_path / "run" / "checkpoints" / "latest").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_ends_an_evaluation_too(workers: int, recipe_file: Any, tmp_path: Path) -> None:
+    """It may last longer than the time that a batch system gives; it is made again after the resume."""
+    many = write_rows(tmp_path / "many.jsonl", conversations(2000))
+    recipe = recipe_file(
+        data={"eval_sources": [{"type": "jsonl", "path": str(many)}]},
+        evaluation=[{"type": "exact_match", "batch_size": 1}],
+        eval_at_start=True,
+        train_iters=2,
+    )
+    process = start("run", recipe, "--workers", str(workers))
+    assert process.stdout is not None
+    assert any("optimizer steps of" in line for line in process.stdout)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert "stopping:" in err
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000000"
+    assert "eval/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_damaged_checkpoints_alone_are_not_resumed_from(recipe_file: Any, tmp_path: Path) -> None:
+    """The run does not silently begin anew; one good checkpoint is enough to go on."""
+    recipe = recipe_file(train_iters=3, checkpoint=[{"type": "deepspeed", "save_every_n_steps": 1}])
+    assert run("run", recipe, "-o", "exit_iteration=2")[0] == 0
+    folder, metrics = tmp_path / "run" / "checkpoints", tmp_path / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    (folder / "step-00000002" / "state.json").write_text("{}")
+    kept = (folder / "step-00000001" / "state.json").read_text()
+    (folder / "step-00000001" / "state.json").write_text("")
+    code, _, err = run("run", recipe, "--resume")
+    assert code == 2 and "none of the 2 checkpoints" in err and "step-00000002/state.json: truncated" in err, err
+    assert metrics.read_text() == before
+    (folder / "step-00000001" / "state.json").write_text(kept)
+    code, out, err = run("run", recipe, "--resume")
+    assert code == 0, err
+    assert "(step 1)" in out and "using" in err and metrics.read_text().startswith(before.splitlines()[0])
+    assert len(losses(tmp_path / "run" / "run.json")) == 3
+
+
+def test_a_new_run_does_not_write_among_the_checkpoints_of_another(recipe_file: Any, tmp_path: Path) -> None:
+    """A step of the same number would be taken for its own; the same recipe may go on from there."""
+    apart = [{"type": "deepspeed", "save_every_n_steps": 1, "output_dir": str(tmp_path / "apart")}]
+    recipe = recipe_file(train_iters=3, checkpoint=apart)
+    assert run("run", recipe, "-o", "exit_iteration=2")[0] == 0
+    code, _, err = run("run", recipe, "--restart")
+    assert code == 2 and "already holds checkpoints, such as `step-00000002`" in err, err
+    assert not (tmp_path / "run.1").exists()
+    elsewhere = ("run", recipe, "-o", f"output_dir={tmp_path / 'other'}", "--resume")
+    code, _, err = run(*elsewhere, "-o", "seed=3")
+    assert code == 2 and "belongs to a run of another recipe" in err, err
+    code, out, err = run(*elsewhere)
+    assert code == 0 and "(step 2)" in out, err

@@ -48,21 +48,46 @@ def recipe_hash(loaded: Loaded, recipe: Recipe) -> str:
     return result_hash(recipe, loaded.user_code.sha256 if loaded.user_code else "")
 
 
-def check_same_recipe(directory: Path, loaded: Loaded, recipe: Recipe) -> None:
-    """Raise RecipeError where the run directory belongs to a recipe with other results; `recipe` is configured."""
+def check_same_recipe(run: Run) -> None:
+    """Raise RecipeError where the run directory belongs to a recipe with other results."""
     from ptrain.recipe.dump import dump
 
-    spec = directory / "run.json"
+    spec = run.dir / "run.json"
     if not spec.exists():
         return
     content = json.loads(spec.read_text(encoding="utf-8"))
-    if content["recipe_hash"] == recipe_hash(loaded, recipe):
+    if content["recipe_hash"] == run.recipe_hash:
         return
-    changed = differing(content["recipe"], dump(recipe))
+    changed = differing(content["recipe"], dump(run.recipe))
     raise RecipeError(
-        f"`{directory}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the user code differs"),
+        f"`{run.dir}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the user code differs"),
         fix="resume with the recipe of that run, or give this one its own `output_dir`",
     )
+
+
+def check_same_run(run: Run, checkpoint: Path) -> None:
+    """Raise CheckpointError where the checkpoint was made with another recipe, whatever the run directory says."""
+    from ptrain.checkpoint.resumable import saved_state
+
+    if saved_state(checkpoint)["recipe_hash"] != run.recipe_hash:
+        raise CheckpointError(
+            f"`{checkpoint}` belongs to a run of another recipe",
+            fix="resume with the recipe of that run, or give `checkpoint` another `output_dir`",
+        )
+
+
+def check_checkpoint_folders(run: Run) -> None:
+    """Raise CheckpointError where a new run would write among the checkpoints of an older one."""
+    from ptrain.checkpoint import store
+    from ptrain.saving import active
+
+    for part in active(run):
+        folder = part.config.output_dir
+        if folder is not None and (found := store.saved(folder)):
+            raise CheckpointError(
+                f"`{folder}` already holds checkpoints, such as `{found[-1].name}`, and this is a new run",
+                fix="move them away, set another `output_dir` in `checkpoint`, or go on with that run (`--resume`)",
+            )
 
 
 def differing(old: Any, new: Any, at: str = "") -> list[str]:

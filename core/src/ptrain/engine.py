@@ -152,12 +152,6 @@ def close() -> None:
         torch.distributed.destroy_process_group()
 
 
-def barrier() -> None:
-    """Wait for all workers."""
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        torch.distributed.barrier()
-
-
 def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
     """Each value added over all workers, in float64."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:

@@ -9,7 +9,7 @@ parameter itself in fp32), above that flat ones, of which each worker has its sh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ptrain.engine import Engine
 
 WEIGHT = "weight"
-"""The key of the weight (fp32; of a buffer its own dtype) among the tensors of a name; others are the optimizer's."""
+"""The key of the weight itself (fp32; of a buffer its own dtype); the other keys are the optimizer's."""
+GROUPS = ("fp16_groups", "bit16_groups", "bf16_groups")
+"""Where DeepSpeed's optimizers have the model's parameters; in fp32 at stage 0 torch's is the only one."""
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What changes in a loss scaler; only fp16 has one."""
 
@@ -46,9 +48,9 @@ def buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def gather(engine: Engine, model: nn.Module, rank: int) -> Iterator[tuple[str, str, torch.Tensor | None]]:
     """`(name, key, tensor)` of everything that training changes; tensors on the CPU of rank 0, None elsewhere.
 
-    `key` is `WEIGHT`, or what the optimizer calls a piece of its state; numbers such as its `step` come as
-    tensors without dimensions. One tensor is whole at a time, and every worker must go through all of them,
-    since ZeRO gathers each from all workers.
+    `key` is `WEIGHT`, or what the optimizer calls a piece of its state, where it has one yet; numbers such as its
+    `step` come as tensors without dimensions. One tensor is whole at a time, and every worker must go through all
+    of them, since ZeRO gathers each from all workers.
 
     Raises:
         CheckpointError: DeepSpeed keeps the state where it can't be read.
@@ -73,26 +75,34 @@ def restore(
         read: the tensor of a name and a key, on the CPU.
 
     Raises:
-        CheckpointError: it was saved with another optimizer; nothing was changed.
+        CheckpointError: it was saved with another optimizer.
     """
-    masters = _masters(engine)
-    for name, parameter in trainable(model):
+    masters, parameters, sizes = _masters(engine), trainable(model), shapes(model)
+    masters.make([parameter for name, parameter in parameters if len(keys.get(name, ())) > 1])
+    for name, parameter in parameters:
         masters.check(name, parameter)
         saved, wanted = sorted(keys.get(name, ())), sorted(masters.keys(parameter))
-        if saved != wanted:
+        if saved not in (wanted, [WEIGHT]):
             raise CheckpointError(
                 f"the checkpoint holds {saved} of `{name}`, and this optimizer has {wanted}",
                 fix="resume with the optimizer of that run",
             )
     with torch.no_grad(), masters.writing():
-        for name, parameter in trainable(model):
+        # A flat master has one `step`: that of the parameter which has made the most of them, and is written last.
+        for name, parameter in sorted(parameters, key=lambda pair: _steps(pair[0], keys, read)):
             for key in masters.keys(parameter):
-                masters.write(parameter, key, read(name, key))
+                # What was not there yet when it was saved is zero.
+                masters.write(parameter, key, read(name, key) if key in keys[name] else torch.zeros(sizes[name]))
     for name, buffer in buffers(model):
         buffer.copy_(read(name, WEIGHT))
 
 
-def whole(parameter: nn.Parameter) -> torch.Tensor:
+def _steps(name: str, keys: Mapping[str, Collection[str]], read: Callable[[str, str], torch.Tensor]) -> float:
+    """How many updates a parameter has had: at stage 0, one without gradients has fewer than others."""
+    return float(read(name, "step")) if "step" in keys[name] else 0.0
+
+
+def whole(parameter: Any) -> torch.Tensor:
     """The whole weight that the model computes with, on its device and in its dtype; every worker must ask.
 
     DeepSpeed's own way would give rounded weights under `torch_autocast`.
@@ -102,15 +112,14 @@ def whole(parameter: nn.Parameter) -> torch.Tensor:
     """
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
-    own: Any = getattr(parameter, "ds_tensor")  # noqa: B009 - no attribute that type checkers know
+    own = parameter.ds_tensor
     if own.numel() != own.ds_numel:
         raise _unreadable()
-    shard: Any = parameter
-    group = shard.ds_process_group
+    group = parameter.ds_process_group
     count = torch.distributed.get_world_size(group)
     found = torch.empty(count * own.ds_numel, dtype=own.dtype, device=parameter.device)
     torch.distributed.all_gather_into_tensor(found, own.detach().to(parameter.device).contiguous(), group=group)
-    return found[: shard.ds_numel].view(shard.ds_shape)
+    return found[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 def frozen_sums(model: nn.Module) -> dict[str, int]:
@@ -160,12 +169,11 @@ class _Masters:
     """The masters with their optimizer states, addressed by the model's parameters. This one: stage 0."""
 
     def __init__(self, engine: Engine) -> None:
-        self.wrapper: Any = engine.deepspeed.optimizer
-        basic: Any = engine.deepspeed.basic_optimizer
-        self.optimizer: torch.optim.Optimizer = basic
-        for group, master in self.groups():
-            if not self.optimizer.state[master]:
-                _make_state(self.optimizer, group, master)
+        self.wrapper: Any = engine.deepspeed.optimizer  # DeepSpeed's, round the torch optimizer
+        self.optimizer: Any = engine.deepspeed.basic_optimizer
+        lists = [getattr(self.wrapper, name, None) for name in GROUPS]
+        groups = next((found for found in lists if found is not None), [[master for _, master in self.groups()]])
+        self.parameters = [parameter for group in groups for parameter in group]
         self.prepare()
 
     def groups(self) -> list[tuple[dict[str, Any], torch.Tensor]]:
@@ -174,21 +182,33 @@ class _Masters:
 
     def prepare(self) -> None:
         """Find the master of each parameter; in fp32 it is its own."""
-        highs = [master for _, master in self.groups()]
-        low_groups = getattr(self.wrapper, "fp16_groups", None)
-        lows = highs if low_groups is None else [low for group in low_groups for low in group]
-        self._of = {id(low): high for low, high in zip(lows, highs, strict=True)}
+        masters = [master for _, master in self.groups()]
+        self._of = dict(zip(map(id, self.parameters), masters, strict=True))
+
+    def make(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the optimizer have a state for exactly these parameters, all of which is written afterwards."""
+        wanted = {id(self._of[id(parameter)]) for parameter in parameters}
+        for group, master in self.groups():
+            if id(master) not in wanted:
+                self.optimizer.state.pop(master, None)
+            elif not self.optimizer.state.get(master):
+                _make_state(self.optimizer, group, master)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """The state of the parameter's master."""
-        return self.optimizer.state[self._of[id(parameter)]]
+        return self.optimizer.state.get(self._of[id(parameter)], {})
 
     def keys(self, parameter: nn.Parameter) -> list[str]:
         """The keys of a parameter, in the same order on every worker."""
         return [WEIGHT, *sorted(key for key, value in self.state(parameter).items() if value is not None)]
 
     def check(self, name: str, parameter: nn.Parameter) -> None:
-        """Raise CheckpointError where DeepSpeed does not find the parameter's master; every worker must ask."""
+        """Raise CheckpointError where the parameter has no master; every worker must ask."""
+        if not any(parameter is one for one in self.parameters):
+            raise CheckpointError(
+                f"`{name}` requires a gradient, but the optimizer does not have it, so its state can't be saved",
+                fix="give it to the optimizer, or freeze it before the optimizer is made",
+            )
 
     def read(self, parameter: nn.Parameter, key: str) -> torch.Tensor:
         """A whole tensor of a parameter; every worker must ask."""
@@ -212,50 +232,59 @@ class _Flat(_Masters):
     """ZeRO 1 and 2: a flat master for each group, of which every worker has its share; the weights are whole."""
 
     def prepare(self) -> None:
-        """Let DeepSpeed find the state of every group.
+        """Let DeepSpeed find the state of every group (ZeRO-3 does so each time that it is asked).
 
         0.19.8 does so after the first group's first step, when the others have no state yet, and then never
         again. The names are private: where they are gone, so is the mistake.
         """
-        if hasattr(self.wrapper, "_hp_optimizer_states_linked"):
+        if self.optimizer.state.get(self.groups()[0][1]) and hasattr(self.wrapper, "_hp_optimizer_states_linked"):
             self.wrapper._hp_optimizer_states_linked = False
             self.wrapper._lazy_init_hp_params_optimizer_state()
 
+    def make(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the optimizer have a state for all parameters, if it needs one for some."""
+        for group, master in self.groups() if parameters else []:
+            if not self.optimizer.state.get(master):
+                _make_state(self.optimizer, group, master)
+        self.prepare()
+
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
         """The state of the first master: all have taken the same steps."""
-        return self.optimizer.state[self.groups()[0][1]]
+        return self.optimizer.state.get(self.groups()[0][1], {})
 
     def check(self, name: str, parameter: nn.Parameter) -> None:
         """Compare the master with the model's weight: under `round_robin_gradients` DeepSpeed gives another's."""
+        super().check(name, parameter)
         weight = self.read(parameter, WEIGHT).to(parameter.dtype)
-        if not torch.allclose(weight, parameter, rtol=0, atol=0, equal_nan=True):
+        if not torch.allclose(weight, whole(parameter), rtol=0, atol=0, equal_nan=True):
             raise CheckpointError(
                 f"DeepSpeed gives an fp32 weight of `{name}` that is not the one the model computes with",
                 fix="leave `round_robin_gradients` out of `deepspeed.zero_optimization`",
             )
 
     def read(self, parameter: nn.Parameter, key: str) -> torch.Tensor:
-        """A whole tensor, added up from the workers' shares."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        """A whole tensor, put together from the workers' shares."""
+        from deepspeed import utils
 
-        whole: Any = None
         if key == WEIGHT:
-            whole = safe_get_full_fp32_param(parameter)
+            found = utils.safe_get_full_fp32_param(parameter)
         elif _is_number(number := self.state(parameter)[key]):
-            whole = torch.as_tensor(number)
+            found = torch.as_tensor(number)
         else:
-            whole = safe_get_full_optimizer_state(parameter, key)
-        return whole
+            found = utils.safe_get_full_optimizer_state(parameter, key)
+        if found is None:
+            raise _unreadable()
+        return found
 
     def write(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
-        """Set this worker's share."""
+        """Set this worker's share of a tensor, or a number of every master."""
         if key == WEIGHT:
             self.write_weight(parameter, value)
-        elif _is_number(self.state(parameter)[key]):
+        elif not _is_number(self.state(parameter)[key]):
+            self.write_state(parameter, key, value)
+        elif not value.ndim:
             for _, master in self.groups():
                 _set(self.optimizer.state[master], key, value)
-        else:
-            self.write_state(parameter, key, value)
 
     def write_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Set the fp32 weight, and the one the model computes with, which ZeRO renews only at its next step."""
@@ -280,12 +309,6 @@ class _Sharded(_Flat):
         owner, groups = self.wrapper.sub_group_to_group_id, self.optimizer.param_groups
         return [(groups[owner[at]], flat) for at, flat in enumerate(self.wrapper.fp32_partitioned_groups_flat)]
 
-    def prepare(self) -> None:
-        """Nothing: DeepSpeed looks the state up when it is asked."""
-
-    def check(self, name: str, parameter: nn.Parameter) -> None:
-        """Nothing: shares are found by the parameter itself."""
-
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Within it no parameter is whole; afterwards those are that DeepSpeed keeps so."""
@@ -293,14 +316,13 @@ class _Sharded(_Flat):
         yield
         self.wrapper.checkpoint_event_epilogue()
 
-    def write_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+    def write_weight(self, parameter: Any, value: torch.Tensor) -> None:
         """Set this worker's share of the fp32 weight and of the one the model computes with."""
         from deepspeed.utils import safe_set_local_fp32_param
 
         own = _share(parameter, value)
         safe_set_local_fp32_param(parameter, own)
-        shard: Any = parameter
-        shard.ds_tensor.copy_(own)
+        parameter.ds_tensor.copy_(own)
 
     def write_state(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:
         """Set this worker's share of a piece of the optimizer's state."""
@@ -330,11 +352,8 @@ def _set(state: dict[str, Any], key: str, value: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def _make_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], master: torch.Tensor) -> None:
-    """Let the optimizer make its state for one master: a step with rate 0 and gradient 0, which is then uncounted.
-
-    No optimizer offers it otherwise. What comes out is the state of a parameter that has not been updated yet.
-    """
+def _make_state(optimizer: Any, group: Mapping[str, Any], master: torch.Tensor) -> None:
+    """Let the optimizer make its state for one master, by a step with rate 0 and gradient 0: nothing else does."""
     groups, gradient = optimizer.param_groups, master.grad
     optimizer.param_groups = [{**group, "params": [master], "lr": 0.0}]
     master.grad = torch.zeros_like(master)
@@ -342,6 +361,3 @@ def _make_state(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], mast
         optimizer.step()
     finally:
         optimizer.param_groups, master.grad = groups, gradient
-    state = optimizer.state[master]
-    if "step" in state:
-        _set(state, "step", torch.zeros(()))

@@ -45,6 +45,7 @@ class LossEvaluator(Evaluator):
         weights: Mapping[str, float] = {}
         with torch.no_grad():
             for batch in run.eval_loader:
+                run.stop_if_asked()
                 loss = forward_loss(run, to_device(batch, run.device))
                 counted = {"samples": float(batch["rows"]), **run.call("count", batch=batch)}
                 weights = loss.weights
@@ -105,6 +106,7 @@ class ExactMatch(Evaluator):
         padded = mine + asked[: math.ceil(len(asked) / run.data_world) - len(mine)]
         right = 0.0
         for start in range(0, len(padded), self.config.batch_size):
+            run.stop_if_asked()
             part = padded[start : start + self.config.batch_size]
             for at, (question, answer) in enumerate(zip(part, self._answers(run, part), strict=True), start):
                 if at < len(mine):

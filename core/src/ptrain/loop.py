@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ptrain import saving
+from ptrain.results import StopRequested
 from ptrain.seeds import seed_everything
 
 if TYPE_CHECKING:
@@ -17,9 +18,23 @@ def train(run: Run) -> str:
     """Train until the last step, the kill switch or a signal; return "done", "stopped" or "exit_iteration"."""
     run.call("before_training")
     run.call("on_start")
-    if run.recipe.eval_at_start and run.progress.step == 0:
-        evaluate(run)
+    try:
+        outcome = iterate(run)
+    except StopRequested:
+        outcome = "stopped"
+    saving.save_at_end(run, outcome)
+    run.call("on_end")
+    return outcome
+
+
+def iterate(run: Run) -> str:
+    """All steps and evaluations up to the last; return "done" or "exit_iteration".
+
+    Raises:
+        StopRequested: a signal or the kill switch, between two steps or within an evaluation.
+    """
     last, outcome = last_step(run)
+    evaluate_if_due(run)
     stream = iter(run.train_loader)
     while run.progress.step < last:
         began = time.perf_counter()
@@ -28,16 +43,12 @@ def train(run: Run) -> str:
         result: StepResult = run.call("step", batches=batches)
         advance(run, result, began)
         run.call("on_step_end", result=result)
-        if must_stop(run):
-            outcome = "stopped"
-            break
-        if due(run.progress.step, run.recipe.eval_interval) and run.progress.step < last:
-            evaluate(run)
+        run.stop_if_asked()
+        if run.progress.step < last:
+            evaluate_if_due(run)
         saving.save_due(run)
     if outcome == "done" and run.recipe.train_iters + run.recipe.epochs > 0:
         evaluate(run)
-    saving.save_at_end(run, outcome)
-    run.call("on_end")
     return outcome
 
 
@@ -69,6 +80,14 @@ def due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def evaluate_if_due(run: Run) -> None:
+    """Evaluate where the recipe asks for it after this step, unless that was done before the run was resumed."""
+    step = run.progress.step
+    wanted = due(step, run.recipe.eval_interval) if step else run.recipe.eval_at_start
+    if wanted and run.progress.evaluated < step:
+        evaluate(run)
+
+
 def evaluate(run: Run) -> dict[str, float]:
     """Evaluate, record, and go back to training."""
     if not run.parts.evaluators or not len(run.eval_data):
@@ -77,14 +96,7 @@ def evaluate(run: Run) -> dict[str, float]:
     run.engine.train(False)
     metrics = dict(run.call("evaluate"))
     run.engine.train(True)
+    run.progress.evaluated = run.progress.step
     run.trackers.log(run, {"step": run.progress.step, **{f"eval/{k}": v for k, v in metrics.items()}})
     run.call("on_evaluate_end", metrics=metrics)
     return metrics
-
-
-def must_stop(run: Run) -> bool:
-    """Whether a signal or the kill switch asks some worker to stop; all workers agree."""
-    from ptrain.engine import any_worker
-
-    asked = run.stop is not None and run.stop.requested
-    return any_worker(asked or run.kill_switch.exists(), run.device)

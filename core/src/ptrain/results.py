@@ -48,9 +48,18 @@ class StepResult:
 
 @dataclass
 class Progress:
-    """Where the run is. `step` counts optimizer steps done; `samples` those consumed in this epoch."""
+    """Where the run is.
+
+    `step` counts optimizer steps done; `samples` those consumed in this epoch; `evaluated` is the step after
+    which the run was last evaluated, -1 before that.
+    """
 
     step: int = 0
     epoch: int = 0
     samples: int = 0
     tokens: int = 0
+    evaluated: int = -1
+
+
+class StopRequested(BaseException):
+    """A signal or the kill switch asks the run to save and stop; like KeyboardInterrupt, it is no error."""

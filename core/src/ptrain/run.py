@@ -15,7 +15,7 @@ from ptrain import hooks, stages
 from ptrain.errors import PluginError, Problem, RecipeError
 from ptrain.plugin import Layer, Stack
 from ptrain.recipe.env import resolve
-from ptrain.results import Progress
+from ptrain.results import Progress, StopRequested
 from ptrain.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Run:
         progress: optimizer steps, epochs, samples and tokens so far.
         stop: has a flag `requested`, set by a signal.
         source: the path of the recipe, where there is one.
+        recipe_hash: of the keys that change results, and of the user's code.
         kill_switch: the run saves and stops when this file appears.
         accumulation: micro-batches of this worker in one optimizer step.
     """
@@ -80,6 +81,7 @@ class Run:
     parts: SimpleNamespace = field(default_factory=SimpleNamespace)
     stop: Any = None
     source: str | None = None
+    recipe_hash: str = ""
     kill_switch: Path = Path("stop")
     trackers: Trackers = field(default_factory=lambda: Trackers(()))
 
@@ -185,11 +187,23 @@ class Run:
 
             say(message)
 
-    def barrier(self) -> None:
-        """Wait for all workers."""
+    def stop_if_asked(self) -> None:
+        """Stop where a signal or the kill switch asks some worker to; every worker must ask equally often.
+
+        Raises:
+            StopRequested: which the loop catches, to save and to end the run.
+        """
+        from ptrain.engine import any_worker
+
+        asked = self.stop is not None and self.stop.requested
+        if any_worker(asked or self.kill_switch.exists(), self.device):
+            raise StopRequested
+
+    def agree(self, flag: bool) -> bool:
+        """What rank 0 says, on every worker; every worker must ask."""
         from ptrain import engine
 
-        engine.barrier()
+        return engine.any_worker(flag and self.rank == 0, self.device)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,7 @@ def save(run: Run, part: Checkpoint) -> Path:
         run.call("checkpoint", part=part, path=path)
 
     path = store.write(
-        root, name, fill, rank=run.rank, barrier=run.barrier, keep_last=part.config.keep_last,
+        root, name, fill, rank=run.rank, agree=run.agree, keep_last=part.config.keep_last,
         verify=lambda staged: part.verify(run, staged), report=run.warn,
     )  # fmt: skip
     run.engine.train(True)
@@ -77,8 +76,19 @@ def save(run: Run, part: Checkpoint) -> Path:
 
 
 def resume_point(run: Run) -> Path | None:
-    """The newest good checkpoint of this run, or None where it has none yet."""
-    return store.newest_good(folder(run, resumable(run)), report=run.warn)
+    """The newest good checkpoint of this run, or None where it has none yet. Hashes it: once, before workers start.
+
+    Raises:
+        CheckpointError: there are some, and each of them is damaged.
+    """
+    root = folder(run, resumable(run))
+    found = store.newest_good(root, report=run.warn)
+    if found is None and store.saved(root):
+        raise CheckpointError(
+            f"none of the {len(store.saved(root))} checkpoints in `{root}` can be resumed from: each is damaged",
+            fix="put one back from a copy, or begin anew with `--restart`, which renames the run directory",
+        )
+    return found
 
 
 def adopt_global_batch(run: Run, path: Path | None) -> None:
@@ -89,7 +99,9 @@ def adopt_global_batch(run: Run, path: Path | None) -> None:
     """
     if path is None:
         return
-    batch = json.loads((path / "state.json").read_text(encoding="utf-8"))["global_batch"]
+    from ptrain.checkpoint.resumable import saved_state
+
+    batch = saved_state(path)["global_batch"]
     one = run.recipe.micro_batch_size * run.data_world
     if batch % one:
         raise CheckpointError(

@@ -30,6 +30,7 @@ def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any)
     run = Run.on(loaded, directory, topology)
     run.stop = stop
     run.source = spec["source"]
+    run.recipe_hash = spec["recipe_hash"]
     run.kill_switch = run.recipe.kill_switch_path or directory / "stop"
     run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank)
     run.trackers = Trackers(trackers(run) if run.rank == 0 else [])

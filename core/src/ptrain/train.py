@@ -61,31 +61,38 @@ def prepare_run(
     Raises:
         PtrainError: something is wrong; nothing was written to the run directory.
     """
-    from ptrain.checks import check_directory, check_model, check_same_recipe, check_space, recipe_hash
-    from ptrain.saving import resumes_by_itself
+    from ptrain import checks
+    from ptrain.saving import resume_point, resumes_by_itself
 
     problems = machine_problems(loaded)
     if problems:
         raise RecipeError.of(problems)
     directory = run_directory(loaded.recipe, source).absolute()
-    resume = resume or (resumes_by_itself(loaded.recipe) and directory.exists())
-    check_directory(directory, resume=resume, restart=restart)
+    resume = not restart and (resume or resumes_by_itself(loaded.recipe))
+    checks.check_directory(directory, resume=resume, restart=restart)
     run, prepared = prepare_data(loaded, directory)
+    run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
+    resume_from = None
     if resume:
-        check_same_recipe(directory, loaded, run.recipe)
-    check_model(run)
-    check_space(run, directory)
+        checks.check_same_recipe(run)
+        resume_from = resume_point(run)
+    else:
+        checks.check_checkpoint_folders(run)
+    if resume_from is not None:
+        checks.check_same_run(run, resume_from)
+    checks.check_model(run)
+    checks.check_space(run, directory)
     if restart and directory.exists():
         set_aside(directory)
     directory.mkdir(parents=True, exist_ok=True)
     user = loaded.user_module
     spec = {
         "recipe": dump(run.recipe),
-        "recipe_hash": recipe_hash(loaded, run.recipe),
+        "recipe_hash": run.recipe_hash,
         "code": str(Path(user.__file__).absolute()) if user is not None and user.__file__ else None,
         "prepared": str(prepared.path),
         "report": prepared.report,
-        "resume": resume,
+        "resume_from": str(resume_from) if resume_from is not None else None,
         "source": str(source) if source is not None else None,
         "command": list(command),
         "environment": versions(),
@@ -145,13 +152,13 @@ def work(spec: Path, stop: Any = None) -> int:
 
 def open_run(spec: Path, stop: Any = None) -> Run:
     """The run of this worker with everything in place for the first step (or the one to resume at)."""
-    from ptrain import saving, setup
+    from ptrain import setup
 
     content = json.loads(spec.read_text(encoding="utf-8"))
     code = Path(content["code"]) if content["code"] else None
     loaded = load_recipe(content["recipe"], code=code, allow_code=code is not None)
     run = setup.new_run(loaded, spec.parent, content, stop)
-    setup.build(run, Path(content["prepared"]), saving.resume_point(run) if content["resume"] else None)
+    setup.build(run, Path(content["prepared"]), Path(content["resume_from"]) if content["resume_from"] else None)
     return run
 
 

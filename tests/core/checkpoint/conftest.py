@@ -56,9 +56,20 @@ def workers() -> Callable[[Sequence[Mapping[str, Any]], int, Path], list[dict[st
 def _start(cases: Sequence[Mapping[str, Any]], workers: int, folder: Path) -> list[dict[str, Any]]:
     """The results of the cases on so many real workers."""
     folder.mkdir(parents=True, exist_ok=True)
-    listed = folder / "cases.json"
     named = [{**case, "dir": str(folder / str(number))} for number, case in enumerate(cases)]
-    listed.write_text(json.dumps(named))
+    _several("tiny_runs.py", [], named, workers, folder)
+    return [json.loads((Path(case["dir"]) / "result.json").read_text()) for case in named]
+
+
+@pytest.fixture(scope="session")
+def several() -> Callable[[str, list[str], Sequence[Mapping[str, Any]], int, Path], None]:
+    """Runs `script *arguments CASES.json`, a file of this folder, as a number of workers."""
+    return _several
+
+
+def _several(script: str, arguments: list[str], cases: Sequence[Mapping[str, Any]], workers: int, folder: Path) -> None:
+    listed = folder / "cases.json"
+    listed.write_text(json.dumps(list(cases)))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,7 +81,7 @@ def _start(cases: Sequence[Mapping[str, Any]], workers: int, folder: Path) -> li
     for rank, log in enumerate(logs):
         with log.open("w") as out:
             own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, str(HERE / "tiny_runs.py"), str(listed)]
+            command = [sys.executable, str(HERE / script), *arguments, str(listed)]
             processes.append(subprocess.Popen(command, env=own, stdout=out, stderr=subprocess.STDOUT))
     try:
         codes = [process.wait(500) for process in processes]
@@ -79,4 +90,3 @@ def _start(cases: Sequence[Mapping[str, Any]], workers: int, folder: Path) -> li
             process.kill()
     if any(codes):
         raise RuntimeError("\n".join(log.read_text()[-4000:] for log in logs))
-    return [json.loads((Path(case["dir"]) / "result.json").read_text()) for case in named]

@@ -36,14 +36,18 @@ def fault(point):
         os.kill(os.getpid(), signal.SIGKILL)
     points.append(point)
 
-def barrier():
+def agree(flag):
     passed.append(None)
-    (Path(barriers) / f"{len(passed)}-{rank}").touch()
+    meeting = f"{len(passed)}-"
+    aside = Path(barriers) / f"writing-{rank}"
+    aside.write_text(json.dumps(flag))
+    aside.rename(Path(barriers) / f"{meeting}{rank}")
     deadline = time.monotonic() + 60
-    while len(list(Path(barriers).glob(f"{len(passed)}-*"))) < world:
+    while len(list(Path(barriers).glob(f"{meeting}*"))) < world:
         if time.monotonic() > deadline:
             raise RuntimeError("the other worker never came")
         time.sleep(0.005)
+    return json.loads((Path(barriers) / f"{meeting}0").read_text())
 
 def fill(path):
     file = path / f"worker-{rank}.bin"
@@ -55,7 +59,7 @@ def fill(path):
 
 store.fault = fault
 store.write(
-    Path(root), name, fill, rank=rank, barrier=barrier if world > 1 else lambda: None,
+    Path(root), name, fill, rank=rank, agree=agree if world > 1 else lambda flag: flag,
     report=lambda text: print(text, file=sys.stderr), keep_last=keep_last,
 )
 print(json.dumps(points))
@@ -97,7 +101,7 @@ def fill_with(text: str) -> Callable[[Path], None]:
 def write(root: Path, name: str, fill: Callable[[Path], object] | None = None, **more: object) -> list[str]:
     """Write a checkpoint as the only worker; what was reported."""
     reports: list[str] = []
-    arguments = {"rank": 0, "barrier": lambda: None, "report": reports.append, **more}
+    arguments = {"rank": 0, "agree": lambda flag: flag, "report": reports.append, **more}
     path = store.write(root, name, fill or fill_with(name), **arguments)  # type: ignore[arg-type]
     assert path == root / name
     return reports

@@ -110,7 +110,7 @@ def go_on(case: Mapping[str, Any], run: Run) -> dict[str, Any]:
         probe = huggingface.probe_logits(run)
         folder = Path(case["dir"]) / "state"
         folder.mkdir(exist_ok=True)
-        run.barrier()
+        torch.distributed.barrier()
         part.save(run, folder)
     losses = train(run)
     weights(run, case)
@@ -204,7 +204,7 @@ def main(listed: str) -> int:
             result = {"error": str(error)}
         if rank == 0:
             (Path(case["dir"]) / "result.json").write_text(json.dumps(result))
-        engines.barrier()
+        torch.distributed.barrier()
     return 0
 
 

@@ -237,8 +237,23 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
             "4:54 `checkpoint.0.save_every_n_steps` is -1 | a whole number of at least 0 | ",
         ),
         (
-            "checkpoint: [{type: huggingface, auto_resume: true}, {type: huggingface, auto_resume: true}]",
+            "checkpoint: [{type: huggingface, auto_resume: true}, {type: huggingface, auto_resume: true, output_dir: x}]",
             "4:74 2 entries of `checkpoint` have `auto_resume` | one at most | ",
+        ),
+        (
+            "checkpoint: [{type: huggingface}, {type: huggingface, enabled: false}, {type: huggingface}]",
+            "4:72 entries 1 and 3 of `checkpoint` would write into the same folder |  | "
+            "give one of them an `output_dir` of its own",
+        ),
+        (
+            "checkpoint: [{type: huggingface, output_dir: a/b}, {type: huggingface, output_dir: ./a/b/}]",
+            "4:72 entries 1 and 2 of `checkpoint` would write into the same folder |  | "
+            "give one of them an `output_dir` of its own",
+        ),
+        (
+            "deepspeed: {zero_optimization: {stage: 3, offload_param: {device: nvme, nvme_path: /x}}}",
+            "4:67 `deepspeed.zero_optimization.offload_param.device` is `nvme`, where no checkpoint can read the "
+            "state from |  | write `cpu`",
         ),
         ("plugins: [splitter]", "4:10 `plugins` is a list of 1 | keys with values | "),
         ("plugins: {spliter: {}}", "4:11 there is no plugin `spliter` | one of `splitter` | write `splitter`"),
@@ -258,6 +273,15 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
 )
 def test_one_problem(problems: Problems, more: str, found: str) -> None:
     assert problems(f"{MINIMAL}{more}\n") == [found]
+
+
+def test_fp16_needs_zero_sharding(problems: Problems, load: Any) -> None:
+    text = MINIMAL.replace("name_or_path: m", "name_or_path: m, dtype: half")
+    assert problems(f"{text}deepspeed: {{zero_optimization: {{stage: 0}}}}\n") == [
+        "4:40 DeepSpeed does not train fp16 at ZeRO stage 0 | stage 1, 2 or 3 | "
+        "write `stage: 1`, or `model.dtype: bf16`"
+    ]
+    load(f"{text}deepspeed: {{zero_optimization: {{stage: 1}}}}\n")
 
 
 @pytest.mark.parametrize(

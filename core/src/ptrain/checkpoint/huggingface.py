@@ -106,7 +106,8 @@ def _reloaded_logits(run: Run, path: Path) -> torch.Tensor:
         asked, out = Path(folder, "asked.json"), Path(folder, "logits.safetensors")
         asked.write_text(json.dumps({"ids": probe_ids(run), "trust_remote_code": trusted}), encoding="utf-8")
         command = [sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        # A session of its own: Ctrl-C asks this run to stop, and must not break what it saves meanwhile.
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, start_new_session=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise CheckpointError(f"the export `{path}` does not load again: {last}")

@@ -66,6 +66,7 @@ class DeepSpeedCheckpoint(Checkpoint):
         batch = run.recipe.micro_batch_size * run.accumulation * run.data_world
         state = {
             "format": FORMAT,
+            "recipe_hash": run.recipe_hash,
             "progress": asdict(run.progress),
             "global_batch": batch,
             "world": run.world,
@@ -87,16 +88,17 @@ class DeepSpeedCheckpoint(Checkpoint):
         from ptrain import engine_state
         from ptrain.results import Progress
 
-        state = _json(path / STATE)
+        state = saved_state(path)
         _check(run, path, state)
         reader = Reader(path)
+        states = joined(state["plugins"], path / PLUGINS)
         engine_state.restore(run.engine, run.model, reader.keys(), reader.read)
         engine_state.set_loss_scale(run.engine, state["loss_scale"])
         run.progress = Progress(**state["progress"])
         run.scheduler.load_state_dict(state["scheduler"])
         for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        run.restore_states(joined(state["plugins"], path / PLUGINS))
+        run.restore_states(states)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -106,11 +108,21 @@ def _json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"`{path}` can't be read: {error}", fix="resume from an earlier checkpoint") from error
 
 
+def saved_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of the run that made it.
+
+    Raises:
+        CheckpointError: it can't be read, or is of another format.
+    """
+    state = _json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"`{path}` has the format {state.get('format')}", expected=f"format {FORMAT}")
+    return state
+
+
 def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     from ptrain import engine_state
 
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"`{path}` has the format {state.get('format')}", expected=f"format {FORMAT}")
     saved, wanted = state["parameters"], engine_state.shapes(run.model)
     wrong = [
         f"`{name}` is {saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
@@ -188,11 +200,20 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def joined(plain: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
-    """What `divided` took apart; `path` is the file of the tensors, which may be absent."""
+    """What `divided` took apart; `path` is the file of the tensors, which may be absent.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     states = {plugin: dict(state) for plugin, state in plain.items()}
-    for name, tensor in (load_file(path) if path.exists() else {}).items():
+    try:
+        tensors = load_file(path) if path.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"`{path}` can't be read: {error}", fix="resume from an earlier checkpoint") from error
+    for name, tensor in tensors.items():
         plugin, _, key = name.partition("/")
         states[plugin][key] = tensor
     return states

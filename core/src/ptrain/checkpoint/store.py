@@ -36,7 +36,7 @@ def write(
     fill: Callable[[Path], None],
     *,
     rank: int,
-    barrier: Callable[[], None],
+    agree: Callable[[bool], bool],
     report: Callable[[str], None],
     verify: Callable[[Path], None] | None = None,
     keep_last: int | None = None,
@@ -47,6 +47,7 @@ def write(
 
     Args:
         fill: puts the files into the folder that it is given, on every worker.
+        agree: waits for all workers and returns what rank 0 gave it.
         verify: raises CheckpointError if the files would not load; on rank 0, before they are renamed.
         keep_last: how many of the newest checkpoints stay; the one just written does anyway. None keeps all.
 
@@ -55,19 +56,16 @@ def write(
     """
     staged = root / f"{STAGED}{name}"
     with _explained(root, name, staged, rank):
-        if rank == 0:
-            _prepare(root / name, staged, report)
-        barrier()
-        # Rank 0 alone decides: there is a folder to fill, or there is none.
-        if staged.exists():
+        # Rank 0 decides for all: on a disk that several hosts share, the others may not see the folder yet.
+        if agree(rank == 0 and _prepare(root / name, staged, report)):
             fill(staged)
-            barrier()
+            agree(True)
             if rank == 0:
                 _commit(root / name, staged, verify)
         if rank == 0:
             _point(root, name)
             _retain(root, name, keep_last, report)
-        barrier()
+        agree(True)
     return root / name
 
 
@@ -108,20 +106,24 @@ def _space(root: Path) -> str:
     return f"it needs {need} bytes, and {free:,} are free"
 
 
-def _prepare(final: Path, staged: Path, report: Callable[[str], None]) -> None:
-    """Remove what dead saves left behind, and make the folder to fill, unless the checkpoint is there and whole."""
+def _prepare(final: Path, staged: Path, report: Callable[[str], None]) -> bool:
+    """Remove what dead saves left behind, and make the folder to fill.
+
+    False, and no folder, where the checkpoint is there and whole.
+    """
     _make(staged.parent)
     for leftover in staged.parent.glob(f"{STAGED}*"):
         _remove(leftover)
     if final.exists():
         found = verify(final)
         if not found:
-            return
+            return False
         for damage in found:
             report(f"damaged checkpoint: {damage}")
         report(f"writing {final} anew")
     fault("make staging folder")
     staged.mkdir()
+    return True
 
 
 def _make(folder: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from ptrain.launch.environment import LaunchError
+
 Ranks = Collection[int] | Literal["*"]
 
 
@@ -38,7 +40,11 @@ class Output:
         return _has(self.console, rank)
 
     def open(self, rank: int) -> IO[bytes] | int | None:
-        """What `Popen` takes as the stdout of a worker; None is the console."""
+        """What `Popen` takes as the stdout of a worker; None is the console.
+
+        Raises:
+            LaunchError: the log file can't be written.
+        """
         if self.shown(rank):
             return None if rank == 0 else subprocess.PIPE
         log = self.log(rank)
@@ -68,5 +74,10 @@ def _has(ranks: Ranks, rank: int) -> bool:
 
 
 def _append(path: Path) -> IO[bytes]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("ab")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise LaunchError(
+            f"the log file {path} can't be written: {error.strerror}", fix="choose another `logger.output_dir`"
+        ) from None

@@ -14,6 +14,9 @@ STOPPED = 75
 """Exit code of a run that finished its step, saved and stopped because it was asked to (EX_TEMPFAIL)."""
 
 
+NOTICE = "stopping: this step is finished and saved first; once more ends at once"
+
+
 class Stop:
     """Whether the run was asked to stop. The loop asks `stop.requested` after each step."""
 
@@ -51,11 +54,28 @@ def requests() -> list[int]:
 
 
 @contextlib.contextmanager
-def listening(settle: float = 0.0) -> Iterator[Stop]:
-    """A context in which signals set the flag that it gives; afterwards the former handlers are back."""
+def listening(settle: float = 0.0, announce: bool = False) -> Iterator[Stop]:
+    """A context in which signals set the flag that it gives; afterwards the former handlers are back.
+
+    Args:
+        settle: see `Stop.receive`.
+        announce: tell the user, who may have pressed Ctrl-C, what happens now.
+    """
     stop = Stop()
-    with handled_by(lambda number: stop.receive(number, settle)):
+
+    def receive(number: int) -> None:
+        if announce and not stop.requested:
+            notify()
+        stop.receive(number, settle)
+
+    with handled_by(receive):
         yield stop
+
+
+def notify() -> None:
+    """Tell the user that the run is about to stop."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{NOTICE}\n".encode())  # a handler may interrupt a write to sys.stderr
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from ptrain.launch.environment import Topology, accelerators
 from ptrain.launch.failure import ERROR_DIR, Failure
 from ptrain.launch.output import Output
 from ptrain.launch.report import show_failure
-from ptrain.launch.signals import STOPPED, handled_by
+from ptrain.launch.signals import STOPPED, handled_by, notify
 
 POLL = 0.05
 """Seconds between two looks at the workers."""
@@ -105,6 +105,7 @@ def _attempt(job: Job) -> tuple[int, Failure | None]:
             if len(requests) > 1:
                 return 128 + requests[1], None
             if requests and not forwarded:
+                notify()
                 _send(workers, requests[0])
                 forwarded = True
             ended = [worker for worker in workers if worker.failed]

@@ -38,10 +38,22 @@ def prepare_together(topology: Topology, prepare: Callable[[], Path]) -> Path:
     """
     if topology.world == 1:
         return prepare()
+    _check_address(topology)
     store = _store(topology)
     if topology.rank == 0:
         return _lead(store, topology, prepare)
     return _follow(store, topology)
+
+
+def _check_address(topology: Topology) -> None:
+    """Refuse at once a host that doesn't exist: one that isn't ready yet is waited for."""
+    try:
+        socket.getaddrinfo(topology.master_addr, topology.master_port)
+    except OSError as error:
+        raise LaunchError(
+            f"MASTER_ADDR {topology.master_addr!r} is no host that {socket.gethostname()} knows: {error.strerror}",
+            expected="the name or address of the host of rank 0",
+        ) from None
 
 
 @functools.cache  # rank 0 serves the store: it must last until the process group uses it
@@ -56,7 +68,7 @@ def _store(topology: Topology) -> Any:
         raise LaunchError(
             f"rank {topology.rank} can't meet the others at {topology.master_addr}:{topology.master_port}: "
             f"{str(error).splitlines()[0]}",
-            expected=f"{topology.world} workers, started within {ARRIVAL}",
+            expected=f"{topology.world} processes, started within {ARRIVAL} (h:mm:ss)",
             fix="see that MASTER_ADDR is the host of rank 0, reachable from this one, and that the port is free",
         ) from None
     return store

@@ -50,6 +50,7 @@ REFUSED: Mapping[str, str] = {
     "zero_optimization.mics_shard_size": _REMOVED,
     "zero_optimization.mics_hierarchical_params_gather": _REMOVED,
     "zero_optimization.zeropp_loco_param": _REMOVED,
+    "zero_optimization.round_robin_gradients": "DeepSpeed then gives other fp32 weights than it trains to checkpoints",
     "zero_optimization.zenflow": "core decides when a step is over, and ZenFlow delays it",
     "hybrid_engine": "ptrain does not generate with DeepSpeed",
     "weight_quantization": "ptrain does not train quantised weights",

@@ -112,7 +112,6 @@ class Zero(Block):
     stage3_allgather_sequential: Flag = None
     ignore_unused_parameters: Flag = None
     legacy_stage1: Flag = None
-    round_robin_gradients: Flag = None
     parameter_alignment: Flag = None
     zero_hpz_partition_size: Whole = None
     zero_quantized_weights: Flag = None

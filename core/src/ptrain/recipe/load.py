@@ -20,6 +20,7 @@ from ptrain.errors import PluginError, Position, Problem, RecipeError
 from ptrain.local import UserCode, load_code
 from ptrain.recipe import env, spelling, tree
 from ptrain.recipe import overrides as overriding
+from ptrain.recipe.combined import combined_problems
 from ptrain.recipe.deepspeed_keys import DeepSpeedConfig
 from ptrain.recipe.document import Document, Place, from_mapping
 from ptrain.recipe.explain import Explainer
@@ -225,12 +226,10 @@ def _recipe(name: str, found: Gathered, document: Document) -> Recipe:
     if "deepspeed" in values:
         values["deepspeed"] = values["deepspeed"].model_dump(exclude_unset=True)
     recipe = Recipe.model_validate(values)
-    resuming = [index for index, part in enumerate(recipe.checkpoint) if part.auto_resume and part.enabled]
-    if len(resuming) > 1:
-        raise RecipeError(
-            f"{len(resuming)} entries of `checkpoint` have `auto_resume`",
-            where=document.position(("checkpoint", resuming[1], "auto_resume")), expected="one at most",
-        )  # fmt: skip
+    owners = [one.owner for one in found.lists.get("checkpoint", [])]
+    problems = combined_problems(recipe, owners, document)
+    if problems:
+        raise RecipeError.of(problems)
     return recipe
 
 
