@@ -93,7 +93,7 @@ def test_sigterm_saves_and_resume_is_exact(workers: int, recipe_file: Any, tmp_p
     done = len(losses(tmp_path / "cut" / "run.json"))
     assert 5 <= done < 60
     assert (tmp_path / "cut" / "checkpoints" / "latest").resolve().name == f"step-{done:08d}"
-    assert "--resume" in out
+    assert f"go on with: ptrain run {cut} --workers {workers} --resume" in out
     code, out, err = run("run", cut, "--workers", str(workers), "--resume")
     assert code == 0, err
     assert losses(tmp_path / "cut" / "run.json") == losses(tmp_path / "whole" / "run.json")

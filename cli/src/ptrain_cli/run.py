@@ -174,7 +174,7 @@ def command(
     signal.signal(signal.SIGTERM, _terminated)
     spec = prepare_together(
         plan.meeting,
-        lambda: prepare_run(loaded, recipe, resume=resume, restart=restart, command=sys.argv),
+        lambda: prepare_run(loaded, recipe, resume=resume, restart=restart, command=["ptrain", *sys.argv[1:]]),
     )
     leave(start(plan, spec, loaded.recipe.logger, debug=Settings.debug, python_profile=python_profile.value))
 

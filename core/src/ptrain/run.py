@@ -64,7 +64,7 @@ class Run:
             `sources`, `eval_sources`, `checkpoints`, `evaluators`, `trackers`.
         progress: optimizer steps, epochs, samples and tokens so far.
         stop: has a flag `requested`, set by a signal.
-        source: the path of the recipe, where there is one.
+        command: what the user typed; empty in Python.
         recipe_hash: of the keys that change results, and of the user's code.
         kill_switch: the run saves and stops when this file appears.
         accumulation: micro-batches of this worker in one optimizer step.
@@ -80,7 +80,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     parts: SimpleNamespace = field(default_factory=SimpleNamespace)
     stop: Any = None
-    source: str | None = None
+    command: Sequence[str] = ()
     recipe_hash: str = ""
     kill_switch: Path = Path("stop")
     trackers: Trackers = field(default_factory=lambda: Trackers(()))

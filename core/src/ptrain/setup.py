@@ -29,7 +29,7 @@ def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any)
     topology = Topology.from_environment(os.environ)
     run = Run.on(loaded, directory, topology)
     run.stop = stop
-    run.source = spec["source"]
+    run.command = spec["command"]
     run.recipe_hash = spec["recipe_hash"]
     run.kill_switch = run.recipe.kill_switch_path or directory / "stop"
     run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shlex
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +58,10 @@ def prepare_run(
 ) -> Path:
     """Prepare data, check model and disk, make the run directory; return the file that workers start from.
 
+    Args:
+        source: the path of the recipe, after which the run directory is named.
+        command: what the user typed, for the hint on how to go on.
+
     Raises:
         PtrainError: something is wrong; nothing was written to the run directory.
     """
@@ -93,7 +97,6 @@ def prepare_run(
         "prepared": str(prepared.path),
         "report": prepared.report,
         "resume_from": str(resume_from) if resume_from is not None else None,
-        "source": str(source) if source is not None else None,
         "command": list(command),
         "environment": versions(),
     }
@@ -168,7 +171,8 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
 
     took = f"{run.progress.step}/{run.total_steps} steps in {seconds:.0f} s"
     if outcome != "done":
-        again = f"ptrain run {run.source} --resume" if run.source else "the same call with resume"
+        typed = [word for word in run.command if word not in ("--resume", "--restart")]
+        again = shlex.join([*typed, "--resume"]) if typed else "the same call with resume"
         return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
     model = newest_export(run)
     where = f"; model: {model}" if model is not None else ""
@@ -198,7 +202,7 @@ def train(
     source = None if isinstance(recipe, Mapping) else Path(recipe)
     listed = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, Mapping) else overrides
     loaded = load_recipe(recipe if source is None else source, list(listed), code=code, allow_code=code is not None)
-    spec = prepare_run(loaded, source, resume=resume, restart=restart, command=sys.argv)
+    spec = prepare_run(loaded, source, resume=resume, restart=restart)
     from ptrain import engine, loop
 
     # DeepSpeed does not join a second process group, so this one stays for the next call.
