@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ptrain.launch.signals import NOTICE
+
 Ptrain = Callable[..., tuple[int, str, str]]
 
 FAULT = """
@@ -123,7 +125,7 @@ def test_a_request_to_stop_saves_and_can_be_resumed(
     process = start("--workers", str(workers), *ENDLESS, *RESUMABLE)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (75, "")
+    assert (process.returncode, err) == (75, f"{NOTICE}\n")
     assert "--resume" in out.splitlines()[-1]
     lines = (recipe.parent / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
     done = json.loads(lines[-1])["step"]

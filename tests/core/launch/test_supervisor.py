@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ptrain.launch.signals import NOTICE
+
 pytestmark = pytest.mark.torch_free
 
 Start = Callable[..., Any]
@@ -95,7 +97,7 @@ def test_rank_0_has_the_console_and_the_others_a_log(supervised: Start) -> None:
 
 
 def test_other_ranks_are_shown_with_their_rank(supervised: Start) -> None:
-    run = supervised("print('out', rank)", workers=3, console="*", files=[2])
+    run = supervised(r"sys.stdout.write(f'out {rank}\n')", workers=3, console="*", files=[2])
     code, out, _ = run.finish()
     assert (code, sorted(out.splitlines())) == (0, ["[rank 1] out 1", "[rank 2] out 2", "out 0"])
     assert run.log(2) == "out 2\n"
@@ -264,7 +266,7 @@ def test_a_request_to_stop_is_passed_on(supervised: Start, number: int) -> None:
     run = supervised(OBEDIENT)
     run.read("ready-0"), run.read("ready-1")
     run.process.send_signal(number)
-    assert run.finish() == (75, "", "")
+    assert run.finish() == (75, "", f"{NOTICE}\n")
     assert run.read("got-0") == run.read("got-1") == str(int(number))
 
 
@@ -311,7 +313,7 @@ def test_a_request_before_workers_listen_ends_them_quietly(supervised: Start) ->
     run = supervised(HANG)
     run.read("pid-0"), run.read("pid-1")
     run.process.send_signal(signal.SIGTERM)
-    assert run.finish() == (128 + signal.SIGTERM, "", "")
+    assert run.finish() == (128 + signal.SIGTERM, "", f"{NOTICE}\n")
 
 
 def test_one_worker_that_stops_on_request_is_no_failure(supervised: Start) -> None:

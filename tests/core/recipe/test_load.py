@@ -296,6 +296,10 @@ def test_fp16_needs_zero_sharding(problems: Problems, load: Any) -> None:
             "3:18 `lines` is a type of source, not the name of a data set |  | write `{type: lines, ...}`",
         ),
         ("{sources: [{type: lines}]}", "3:18 `data.sources.0.path` is missing | text | "),
+        (
+            "{sources: [{name_or_path: x, sample_ratio: 2, weight: 3}]}",
+            "3:53 `data.sources.0.sample_ratio` is given twice: `data.sources.0.weight` is the same key |  | keep one",
+        ),
         ("{sources: [{type: lines, paht: x}]}", "3:32 `data.sources` has no key `paht` |  | write `path`"),
         (
             "{sources: [{name_or_path: x, max_length: 3}]}",

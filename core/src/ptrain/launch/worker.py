@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import io
 import os
 import socket
 import sys
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = parser.parse_args(arguments)
     guard.die_with_parent()
     faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Whole lines at once: several workers may write to one console.
+            stream.reconfigure(line_buffering=True, write_through=False)
     folder = os.environ.get(ERROR_DIR)
 
     def show(failure: Failure) -> None:

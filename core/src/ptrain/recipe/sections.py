@@ -76,12 +76,16 @@ class SchedulerConfig(PartConfig):
 class SourceConfig(PartConfig):
     """The keys that every data source has."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"weight": "sample_ratio"}
+
     split: str = ""
     """Which split to read; by default `train` under `sources` and `eval` under `eval_sources`."""
     sample_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Take this share of the rows, drawn with `sample_seed`."""
+    """How much of the source an epoch holds; `weight` is the same key. 0.5 draws half of the rows with `sample_seed`,
+    2 holds each row twice."""
     sample_count: Positive | None = None
-    """Take this many rows, drawn with `sample_seed`; not together with `sample_ratio`."""
+    """Take this many rows, drawn with `sample_seed`, and repeated where there are fewer; not together with
+    `sample_ratio`."""
     sample_seed: int = 42
     """Seed of that draw."""
     process: bool = True
