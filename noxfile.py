@@ -103,12 +103,17 @@ def build(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; with arguments, those whose name contains one of them."""
+    """Run the benchmarks; with arguments, those whose name contains one of them.
+
+    Fails where a ratio is worse than the one in benchmarks/results by more than the noise.
+    """
     bin = full_environment(session)
-    scripts = sorted(ROOT.glob("benchmarks/*.py"))
+    install(session, bin, "-r", "requirements-bench.txt", *constraints())
+    shared = ("harness.py", "inputs.py")
+    scripts = sorted(script for script in ROOT.glob("benchmarks/*.py") if script.name not in shared)
     chosen = [s for s in scripts if not session.posargs or any(word in s.stem for word in session.posargs)]
     if not chosen:
-        session.warn("there is no such benchmark" if scripts else "no benchmark is recorded yet")
+        session.error("there is no such benchmark")
     for script in chosen:
         session.run(bin / "python", str(script))
 

@@ -62,8 +62,10 @@ class Template:
         self.tokenizer = tokenizer
         self._special = SpecialTokens(tokenizer)
         self._variables: dict[str, Any] = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+        self._eos = str(tokenizer.eos_token)
         self._checked: dict[str, bool] = {}
         self._texts: dict[bool, str] = {}
+        self._marks: dict[bool, bool] = {}
 
     def render(self, messages: Messages, tools: Tools = None, *, ignore_empty_think: bool = False) -> Rendered:
         """Text and assistant spans of canonical messages.
@@ -77,7 +79,7 @@ class Template:
         """
         plain = self._plain(messages)
         self._check_complete(plain)
-        if MARKER.search(self._text(tools)):
+        if self._has_marks(tools):
             text, found = self._write(plain, tools, marked=True)
             spans = self._marked(text, found, plain)
         else:
@@ -110,6 +112,12 @@ class Template:
             self._texts[key] = self.tokenizer.get_chat_template(None, tools=list(tools) if tools else None)
         return self._texts[key]
 
+    def _has_marks(self, tools: Tools) -> bool:
+        key = bool(tools)
+        if key not in self._marks:
+            self._marks[key] = MARKER.search(self._text(tools)) is not None
+        return self._marks[key]
+
     def mentions(self, name: str) -> bool:
         """Whether the template reads a variable or function at all."""
         return name in self._text([{}])
@@ -118,7 +126,7 @@ class Template:
 
     def _marked(self, text: str, found: Sequence[Span], messages: Messages) -> list[Span]:
         """The marked spans, each with the token that ends the turn where it stands behind the mark."""
-        ends = {str(self.tokenizer.eos_token)}
+        ends = {self._eos}
         if found and messages[-1]["role"] == "assistant" and (last := self._special.one.match(text, found[-1][1])):
             ends.add(last.group())
         spans = []
@@ -192,8 +200,7 @@ class Template:
     def _check_complete(self, messages: Messages) -> None:
         """Raise Unrenderable where the template leaves out a role or tool calls altogether."""
         for message in messages:
-            kinds = [message["role"], *(key for key in ("tool_calls",) if key in message)]
-            for kind in kinds:
+            for kind in (message["role"], "tool_calls") if "tool_calls" in message else (message["role"],):
                 if kind not in self._checked:
                     self._checked[kind] = self._writes(kind)
                 if not self._checked[kind]:

@@ -21,6 +21,8 @@ class SpecialTokens:
         tokens = {str(token) for token in added if token.special} | {str(t) for t in tokenizer.all_special_tokens}
         self.tokens = tuple(sorted(tokens - {""}, key=lambda token: (-len(token), token)))
         self._tokenizer = tokenizer
+        # Asking a tokenizer for one of its tokens takes longer than rendering a message.
+        self._bos = str(tokenizer.bos_token) if tokenizer.bos_token else ""
 
     @cached_property
     def one(self) -> re.Pattern[str]:
@@ -42,9 +44,9 @@ class SpecialTokens:
 
     def one_bos(self, text: str) -> tuple[str, int]:
         """`text` with exactly one BOS (if the tokenizer uses one), and by how much that moved it."""
-        if not self._tokenizer.bos_token:
+        bos = self._bos
+        if not bos:
             return text, 0
-        bos = str(self._tokenizer.bos_token)
         length = len(text)
         while text.startswith(bos + bos):
             text = text[len(bos) :]

@@ -1,0 +1,173 @@
+"""What all benchmarks share: cases in fresh processes, rounds interleaved, ratios within a round, a recorded result.
+
+A benchmark is a script with cases that are compared. `python benchmarks/NAME.py` runs every case in a process of
+its own, several rounds of them in turn, prints the medians and the ratios, and compares the ratios with those in
+`benchmarks/results/NAME.json`: it fails where one is worse than recorded by more than the noise. `--record` writes
+that file. A case is a function that returns numbers; its process imports what it needs before it looks at the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("ptrain-core", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "trl")
+Case = Callable[[argparse.Namespace], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How two cases compare.
+
+    Attributes:
+        over: the number of the first case divided by ...
+        under: ... that of the second, in the same round; each is `case.number`.
+        better: "more" or "less".
+        target: what the ratio should be at least (or at most).
+        noise: how much worse than recorded it may be, as a share.
+    """
+
+    over: str
+    under: str
+    better: str
+    target: float | None = None
+    noise: float = 0.15
+
+
+def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add: Any = None) -> int:
+    """Run the benchmark that the command line asks for; the exit code.
+
+    Args:
+        name: of the result's file.
+        cases: by name.
+        ratios: by what they say.
+        add: adds options of the benchmark's own to a parser.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--case", choices=cases, help="run one case in this process and print its numbers")
+    parser.add_argument("--rounds", type=int, default=5, help="how often every case runs (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS (default 1)")
+    parser.add_argument("--record", action="store_true", help=f"write results/{name}.json instead of comparing")
+    if add is not None:
+        add(parser)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(dict(cases[options.case](options))))
+        return 0
+    rounds = [_round(cases, options.threads) for _ in range(options.rounds)]
+    result = {**_environment(options), "cases": _medians(rounds), "ratios": _ratios(rounds, ratios)}
+    _show(name, result, ratios)
+    path = RESULTS / f"{name}.json"
+    if options.record:
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        return 0
+    return _compare(result, json.loads(path.read_text()) if path.exists() else None, ratios)
+
+
+def _round(cases: Mapping[str, Case], threads: int) -> dict[str, dict[str, float]]:
+    """The numbers of each case once, every one in a fresh process."""
+    env = {
+        **os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true",
+    }  # fmt: skip
+    found = {}
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, *sys.argv, "--case", case]
+            own = {**env, "TMPDIR": folder, "HF_HOME": f"{folder}/hf"}
+            done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the case `{case}` failed with exit code {done.returncode}")
+        found[case] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _value(one: Mapping[str, Mapping[str, float]], name: str) -> float:
+    case, _, number = name.rpartition(".")
+    return one[case][number]
+
+
+def _medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        case: {name: statistics.median(one[case][name] for one in rounds) for name in numbers}
+        for case, numbers in rounds[0].items()
+    }
+
+
+def _ratios(rounds: list[dict[str, dict[str, float]]], ratios: Mapping[str, Ratio]) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, ratio in ratios.items():
+        values = sorted(_value(one, ratio.over) / _value(one, ratio.under) for one in rounds)
+        found[name] = {"median": statistics.median(values), "lowest": values[0], "highest": values[-1]}
+    return found
+
+
+def _environment(options: argparse.Namespace) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "hardware": {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu()},
+        "versions": {"python": platform.python_version(), **versions},
+        "rounds": options.rounds,
+        "threads": options.threads,
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu() -> str | None:
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _show(name: str, result: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+    hardware, versions = result["hardware"], result["versions"]
+    print(f"\n{name}: {result['date']}, {hardware['cores']} cores of {hardware['processor']}, "
+          + ", ".join(f"{package} {version}" for package, version in versions.items()))  # fmt: skip
+    for case, numbers in result["cases"].items():
+        print(f"  {case:28}" + "  ".join(f"{number} {value:,.4g}" for number, value in numbers.items()))
+    for text, values in result["ratios"].items():
+        target = ratios[text].target
+        aim = "" if target is None else f", aim: {'at least' if ratios[text].better == 'more' else 'at most'} {target}"
+        print(f"  {text}: {values['median']:.2f}x ({values['lowest']:.2f} to {values['highest']:.2f}{aim})")
+
+
+def _compare(result: Mapping[str, Any], recorded: Mapping[str, Any] | None, ratios: Mapping[str, Ratio]) -> int:
+    if recorded is None:
+        print("  nothing is recorded yet: `--record` writes it")
+        return 0
+    worse = []
+    for text, ratio in ratios.items():
+        if text not in recorded["ratios"]:
+            continue
+        now, then = result["ratios"][text]["median"], recorded["ratios"][text]["median"]
+        change = then / now - 1 if ratio.better == "more" else now / then - 1
+        if change > ratio.noise:
+            worse.append(f"  worse than recorded: {text}: {now:.2f}x instead of {then:.2f}x")
+    print("\n".join(worse) if worse else "  no ratio is worse than recorded by more than the noise")
+    return bool(worse)

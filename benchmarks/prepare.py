@@ -1,0 +1,128 @@
+"""Preparing conversations (render, tokenise, mask, pack): rows per second beside TRL, and beside encoding alone.
+
+    python benchmarks/prepare.py [--data FILE] [--rows N] [--processes N]
+
+All cases read the same file and make rows of 512 tokens with a label for each token of the assistant. `encoding` is
+the floor: the tokenizer's own batch call on the rendered texts, with all cores and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import harness
+import inputs
+
+LENGTH = 512
+
+
+def ptrain(options: argparse.Namespace) -> Mapping[str, float]:
+    """What `ptrain prepare` does in this process, from the file to the packed rows on disk."""
+    from ptrain.recipe.load import load_recipe
+    from ptrain.train import prepare_data
+
+    folder = Path(tempfile.mkdtemp())
+    rows = inputs.written(options.data, options.rows)
+    inputs.tokenizer(rows).save_pretrained(folder / "tokenizer")
+
+    def prepare(rows: Path) -> float:
+        recipe = {
+            "type": "sft",
+            "model": {"name_or_path": "none"},
+            "tokenizer": {"name_or_path": str(folder / "tokenizer")},
+            "data": {
+                "sources": [{"type": "jsonl", "path": str(rows)}],
+                "cache_dir": str(folder / "cache"),
+                "max_length": LENGTH,
+                "overlength": "truncate_right",
+                "pack_samples": True,
+                "max_unsupervised": 1.0,
+                "num_proc": options.processes,
+            },
+        }
+        _, prepared = prepare_data(load_recipe(recipe), folder / "run")
+        return prepared.report["train"]["fullness"]
+
+    return _timed(options, rows, prepare)
+
+
+def trl(options: argparse.Namespace) -> Mapping[str, float]:
+    """The preparation of TRL's `SFTTrainer`: it happens when one is made."""
+    from datasets import load_dataset
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports] - of requirements-bench.txt
+
+    rows = inputs.written(options.data, options.rows)
+    tokenizer = inputs.tokenizer(rows)
+    model = LlamaForCausalLM(LlamaConfig(**inputs.TINY, vocab_size=len(tokenizer)))
+
+    def prepare(rows: Path) -> float:
+        config = SFTConfig(
+            output_dir=tempfile.mkdtemp(), max_length=LENGTH, packing=True, assistant_only_loss=True,
+            report_to="none", use_cpu=True, bf16=False,
+            dataset_num_proc=options.processes if options.processes > 1 else None,
+        )  # fmt: skip
+        data = load_dataset("json", data_files=str(rows), split="train")
+        made = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
+        packed: Any = made.train_dataset
+        lengths = [sum(one) for one in packed["seq_lengths"]]
+        return sum(lengths) / len(lengths) / LENGTH
+
+    return _timed(options, rows, prepare)
+
+
+def _timed(options: argparse.Namespace, rows: Path, prepare: Callable[[Path], float]) -> Mapping[str, float]:
+    """Prepare a few rows first: what is imported or built once is no part of the rate."""
+    prepare(inputs.written(options.data, 8))
+    begin, before = time.perf_counter(), _memory()
+    fullness = prepare(rows)
+    return _numbers(options, time.perf_counter() - begin, before, fullness)
+
+
+def encoding(options: argparse.Namespace) -> Mapping[str, float]:
+    """The tokenizer's batch call alone, on rendered texts."""
+    rows = inputs.written(options.data, options.rows)
+    tokenizer = inputs.tokenizer(rows)
+    said = [one["messages"] for one in inputs.messages(options.data, options.rows)]
+    texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in said]
+    begin, before = time.perf_counter(), _memory()
+    for start in range(0, len(texts), 1000):
+        tokenizer.backend_tokenizer.encode_batch(texts[start : start + 1000], add_special_tokens=False)
+    return _numbers(options, time.perf_counter() - begin, before, 1.0)
+
+
+def _memory() -> float:
+    """The highest memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _numbers(options: argparse.Namespace, seconds: float, before: float, fullness: float) -> Mapping[str, float]:
+    return {
+        "rows/s": options.rows / seconds,
+        "seconds": seconds,
+        "MiB more": _memory() - before,
+        "fullness": fullness,
+    }
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--data", type=Path, help="a file of conversations; by default they are generated")
+    parser.add_argument("--rows", type=int, default=7_473, help="how many (default 7,473)")
+    parser.add_argument("--processes", type=int, default=1, help="that prepare (default 1)")
+
+
+RATIOS = {
+    "rows per second, ptrain to TRL": harness.Ratio("ptrain.rows/s", "trl.rows/s", "more", 2.5),
+    "seconds, ptrain to encoding alone": harness.Ratio("ptrain.seconds", "encoding.seconds", "less", noise=0.3),
+}
+
+if __name__ == "__main__":
+    sys.exit(harness.main("prepare", {"ptrain": ptrain, "trl": trl, "encoding": encoding}, RATIOS, add))
