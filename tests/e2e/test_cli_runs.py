@@ -239,3 +239,26 @@ def test_a_new_run_does_not_write_among_the_checkpoints_of_another(recipe_file: 
     assert code == 2 and "belongs to a run of another recipe" in err, err
     code, out, err = run(*elsewhere)
     assert code == 0 and "(step 2)" in out, err
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "says"),
+    [
+        ({"model_type": "gemma2"}, {}, "write `attn_implementation: eager`"),
+        ({"model_type": "mamba"}, {"pack_samples": True}, "layers of the kind ['linear_attention']"),
+        (
+            {"model_type": "llama", "num_attention_heads": 5, "hidden_size": 64},
+            {},
+            "The hidden size (64) is not a multiple of the number of attention heads (5)",
+        ),
+    ],
+)
+def test_what_the_model_can_not_do_is_said_before_workers_start(
+    config: dict[str, Any], data: dict[str, Any], says: str, recipe_file: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Exit code 2, and no run directory."""
+    model = {"name_or_path": "", "config": config}
+    code, _, err = run("run", recipe_file(model=model, data=data, tokenizer={"name_or_path": str(tiny_model)}))
+    assert code == 2, err
+    assert says in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ptrain.errors import CheckpointError, ModelError, RecipeError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from ptrain.recipe.load import Loaded
     from ptrain.recipe.sections import Recipe
     from ptrain.run import Run
@@ -119,16 +121,23 @@ def check_vocabulary(run: Run) -> None:
         )
 
 
-def check_space(run: Run, directory: Path) -> None:
-    """Raise CheckpointError where not even one checkpoint would fit on the disk.
+def check_packing(run: Run, rows: Dataset) -> None:
+    """Raise ModelError where rows hold several documents, which layers of the model don't keep apart."""
+    from ptrain.model.apart import packed
+    from ptrain.model.attention import implementation, refuse_packing
 
-    The number of parameters comes from the model's configuration, on no device.
-    """
+    wanted = getattr(run.recipe.model, "attn_implementation", None)
+    if wanted is not None and packed(rows):
+        refuse_packing(run.hf_config, implementation(run.hf_config, wanted))
+
+
+def check_space(run: Run, directory: Path, parameters: int) -> None:
+    """Raise CheckpointError where not even one checkpoint of so many parameters would fit on the disk."""
     from ptrain.train import free_bytes
 
     if not any(part.config.enabled for part in run.parts.checkpoints):
         return
-    need = count_parameters(run) * BYTES_PER_PARAMETER
+    need = parameters * BYTES_PER_PARAMETER
     for part in run.parts.checkpoints:
         target = part.config.output_dir or directory
         free = free_bytes(Path(target).absolute())
@@ -140,10 +149,33 @@ def check_space(run: Run, directory: Path) -> None:
 
 
 def count_parameters(run: Run) -> int:
-    """Parameters of the model, from its configuration, without memory for them."""
+    """Parameters of the model, which is built from its configuration, without memory for them.
+
+    Raises:
+        ModelError: it can't be built, or not with the attention that the recipe wants.
+    """
+    import copy
+
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(run.hf_config)
+    from ptrain.model.attention import implementation
+
+    wanted = getattr(run.recipe.model, "attn_implementation", None)
+    name = implementation(run.hf_config, wanted) if wanted is not None else None
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(run.hf_config), attn_implementation=name)
+    except ValueError as error:
+        raise _unbuildable(run, wanted, error) from error
     return sum(p.numel() for p in model.parameters())
+
+
+def _unbuildable(run: Run, attention: str | None, error: ValueError) -> ModelError:
+    kind, first = run.hf_config.model_type, str(error).strip().splitlines()[0]
+    if "attention implementation" in first:
+        return ModelError(
+            f"a model of the type {kind} can't compute attention with `model.attn_implementation: {attention}`",
+            fix="write `attn_implementation: eager`",
+        )
+    return ModelError(f"a model of the type {kind} can't be made from its configuration: {first}")

@@ -51,6 +51,7 @@ def build(run: Run, prepared: Path, resume_from: Path | None) -> None:
     """Fill the run, stage by stage; the last line is the state that it goes on from."""
     from ptrain import saving
     from ptrain.data.cache import open_prepared
+    from ptrain.model.apart import check_apart, packed
 
     saving.adopt_global_batch(run, resume_from)
     data = open_prepared(prepared)
@@ -63,6 +64,8 @@ def build(run: Run, prepared: Path, resume_from: Path | None) -> None:
     run.optimizer = run.call("create_optimizer", model=run.model)
     run.scheduler = run.call("create_scheduler", optimizer=run.optimizer, total_steps=run.total_steps)
     run.engine = run.call("create_engine", model=run.model, optimizer=run.optimizer, scheduler=run.scheduler)
+    if run.data_world == run.world and packed(run.train_data):
+        run.engine(lambda: check_apart(run))
     run.engine.train(True)
     if resume_from is not None:
         saving.resume(run, resume_from)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import ModelError, PluginError, TrainingError
+from ptrain.errors import PluginError, TrainingError
 from ptrain.hooks import hookimpl
 from ptrain.results import Batch, Loss, StepResult
 
@@ -127,12 +127,14 @@ def forward(run: Run, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 @hookimpl
 def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Log-probabilities from logits at label positions alone, a tile at a time."""
+    from ptrain.model.head import check_head, output_head
     from ptrain.model.logprobs import token_logprobs as compute
 
-    head = run.model.get_output_embeddings()
-    if head is None:
-        raise ModelError(f"{type(run.model).__name__} has no output embeddings, so it gives no log-probabilities")
-    return compute(head, hidden, labels, run.hf_config.vocab_size, tiled=run.engine.stage != 3)
+    if run.head is None:
+        head = output_head(run.model)
+        check_head(run.model, head)
+        run.head = head
+    return compute(run.head, hidden, labels, run.hf_config.vocab_size, tiled=run.engine.stage != 3)
 
 
 @hookimpl

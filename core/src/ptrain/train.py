@@ -85,7 +85,8 @@ def prepare_run(
     if resume_from is not None:
         checks.check_same_run(run, resume_from)
     checks.check_model(run)
-    checks.check_space(run, directory)
+    checks.check_packing(run, prepared.train)
+    checks.check_space(run, directory, checks.count_parameters(run))
     if restart and directory.exists():
         set_aside(directory)
     directory.mkdir(parents=True, exist_ok=True)

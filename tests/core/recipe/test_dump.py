@@ -62,7 +62,7 @@ recipes = st.fixed_dictionaries(
         "trackers": st.just(["shout"]),
         "plugins": some(splitter=some(size=st.integers(1, 9), halves=some(left=count))),
         "deepspeed": some(
-            zero_optimization=some(stage=st.integers(0, 3), reduce_bucket_size=count), steps_per_print=count
+            zero_optimization=some(stage=st.integers(1, 3), reduce_bucket_size=count), steps_per_print=count
         ),
     },
 )

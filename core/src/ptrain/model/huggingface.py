@@ -83,6 +83,7 @@ class HuggingFaceModel(Model):
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.dtype]
 
     def _from_keys(self, run: Run) -> PretrainedConfig:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         keys = dict(self.config.config)
@@ -99,7 +100,10 @@ class HuggingFaceModel(Model):
             _check_key(plain, key, "model.config")
         tokenizer = run.tokenizer
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **keys})
+        try:
+            return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **keys})
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise ModelError(f"`model.config` is no configuration of {kind}: {_said(error)}") from error
 
     def _from_name(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -162,13 +166,21 @@ def _check_key(config: PretrainedConfig, key: str, section: str) -> None:
     )
 
 
+def _said(error: Exception) -> str:
+    """The line of an error that says most: of a failed check of a configuration, the last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if "alidation error" in lines[0] else 0].strip()
+
+
 @contextlib.contextmanager
 def _explained(name: str) -> Any:
     """What transformers and the hub say about a model that can't be loaded, as one error."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
+        first = _said(error)
         folder = Path(name)
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ModelError(
