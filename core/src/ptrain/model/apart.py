@@ -58,6 +58,5 @@ def check_apart(run: Run) -> None:
 
 def _states(run: Run, batch: dict[str, object]) -> torch.Tensor:
     """The hidden states of a row, [s, h] in fp32."""
-    from ptrain.stages import to_device
-
-    return run.call("forward", model=run.model, batch=to_device(batch, run.device))[0].float()
+    there = {name: value.to(run.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return run.call("forward", model=run.model, batch=there)[0].float()
