@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ptrain_cli import check, plugins, prepare, run, schema
+from ptrain_cli import check, data, plugins, prepare, run, schema
 from ptrain_cli.commands import Commands
 from ptrain_cli.options import Debug
 
@@ -25,6 +25,7 @@ app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("check", epilog=check.EXAMPLES)(check.command)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
 app.command("schema", epilog=schema.EXAMPLES)(schema.command)
+app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
 
 

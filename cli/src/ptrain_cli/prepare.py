@@ -27,5 +27,5 @@ def command(
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
     _run, prepared = prepare_data(loaded, run_directory(loaded.recipe, recipe).absolute())
-    typer.echo("\n".join([f"prepared: {prepared.path}", *prepared.lines()]))
+    typer.echo(f"prepared: {prepared.path}")
     return 0

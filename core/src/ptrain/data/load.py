@@ -34,12 +34,19 @@ def load_rows(run: Run, sources: Sequence[Any], *, besides: Dataset | None = Non
                 fix="leave `process` out",
             )
         parts.append(rows)
-    return parts[0] if len(parts) == 1 else _joined(parts)
+    return joined(parts)
 
 
-def _joined(parts: list[Dataset]) -> Dataset:
+def joined(parts: list[Dataset]) -> Dataset:
+    """The rows of several data sets, one after another, with the columns that all have or that are known.
+
+    Raises:
+        DataError: their types do not fit.
+    """
     from datasets import concatenate_datasets
 
+    if len(parts) == 1:
+        return parts[0]
     kept = KNOWN | set.intersection(*(set(part.column_names) for part in parts))
     chosen = [part.select_columns([name for name in part.column_names if name in kept]) for part in parts]
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptrain.data.report import Report
+from ptrain.errors import DataError
 
 
 @dataclass
@@ -22,11 +23,13 @@ class Workspace:
         folder: for temporary files; on the disk of the cache. Arrow files there are mapped, not loaded.
         num_proc: processes that may be used.
         reports: what was counted, by split.
+        broken: where an audit collects the rows that can't be read; otherwise the first of them is an error.
     """
 
     folder: Path
     num_proc: int = 1
     reports: dict[str, Report] = field(default_factory=dict)
+    broken: list[DataError] | None = None
     _number: int = 0
 
     def report(self, split: str) -> Report:

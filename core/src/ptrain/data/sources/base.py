@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptrain.data.rows import ORIGIN, BadRow, canonical_row
+from ptrain.data.workspace import workspace
 from ptrain.errors import DataError, Position
 
 if TYPE_CHECKING:
@@ -17,16 +18,28 @@ if TYPE_CHECKING:
 
 
 def checked(rows: Iterable[tuple[int, Any]], file: str) -> Iterator[dict[str, Any]]:
-    """Numbered rows in canonical form, each with its origin.
+    """Numbered rows in canonical form, each with its origin; a row that is a DataError could not be read.
 
     Raises:
-        DataError: names file, row, field, what was found and what was expected.
+        DataError: names file, row, field, what was found and what was expected. An audit collects them instead.
     """
+    broken = workspace().broken
     for number, row in rows:
         try:
-            yield {**canonical_row(row), ORIGIN: f"{file}:{number}"}
-        except BadRow as error:
-            raise DataError(str(error), where=Position(file, number, 1), expected=error.expected) from error
+            if isinstance(row, DataError):
+                raise row
+            yield {**_canonical(row, file, number), ORIGIN: f"{file}:{number}"}
+        except DataError as error:
+            if broken is None:
+                raise
+            broken.append(error)
+
+
+def _canonical(row: Any, file: str, number: int) -> dict[str, Any]:
+    try:
+        return canonical_row(row)
+    except BadRow as error:
+        raise DataError(str(error), where=Position(file, number, 1), expected=error.expected) from error
 
 
 def stored(rows: Iterable[dict[str, Any]], config: SourceConfig) -> Dataset:
@@ -36,7 +49,6 @@ def stored(rows: Iterable[dict[str, Any]], config: SourceConfig) -> Dataset:
         DataError: there are none.
     """
     from ptrain.data.arrow import write_rows
-    from ptrain.data.workspace import workspace
 
     return sampled(write_rows(rows, workspace().path("source.arrow")), config)
 

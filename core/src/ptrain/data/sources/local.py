@@ -89,7 +89,7 @@ class LocalFiles(Source):
             raise DataError(f"`{path}` has no rows", expected="at least one")
 
     def parse(self, path: Path) -> NumberedRows:
-        """`(line or row number, row)` of one file."""
+        """`(line or row number, row)` of one file; a DataError in place of a row that can't be read."""
         raise NotImplementedError
 
 
@@ -126,7 +126,7 @@ class JsonLinesFiles(LocalFiles):
         """Keys of `jsonl`."""
 
     def parse(self, path: Path) -> NumberedRows:
-        """Each line that is not blank."""
+        """Each line that is not blank; a DataError in place of one that is no JSON."""
         with text_of(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -138,14 +138,14 @@ def _parsed(line: str, path: Path, number: int) -> Any:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         whole = number == 1 and line.lstrip()[:1] in ("[", "{")
-        raise DataError(
+        return DataError(
             f"this line is no JSON: {error.msg}",
             where=Position(str(path), number, error.colno),
             expected="one JSON object a line",
             fix="for one list of objects write `type: json`" if whole else None,
-        ) from error
+        )
     if number == 1 and isinstance(row, list):
-        raise DataError(
+        return DataError(
             "this line is a list", where=Position(str(path), 1, 1), expected="one JSON object a line",
             fix="for one list of objects write `type: json`",
         )  # fmt: skip
@@ -188,17 +188,20 @@ class CsvFiles(LocalFiles):
         """What separates the columns."""
 
     def parse(self, path: Path) -> NumberedRows:
-        """Each record, numbered by its line."""
+        """Each record, numbered by its line; a DataError in place of one with other columns."""
         with text_of(path) as file:
             reader = csv.DictReader(file, delimiter=self.config.delimiter)
             for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(
-                        "this record has another number of columns than the header",
-                        where=Position(str(path), reader.line_num, 1),
-                        expected=f"{len(reader.fieldnames or ())} columns",
-                    )
-                yield reader.line_num, row
+                uneven = None in row or None in row.values()
+                yield reader.line_num, _uneven(path, reader) if uneven else row
+
+
+def _uneven(path: Path, reader: csv.DictReader[str]) -> DataError:
+    return DataError(
+        "this record has another number of columns than the header",
+        where=Position(str(path), reader.line_num, 1),
+        expected=f"{len(reader.fieldnames or ())} columns",
+    )
 
 
 class TextFiles(LocalFiles):
