@@ -262,3 +262,16 @@ def test_what_the_model_can_not_do_is_said_before_workers_start(
     assert code == 2, err
     assert says in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_other_data_is_not_resumed_with(recipe_file: Any, tmp_path: Path) -> None:
+    """The position in the data would mean other rows: as many rows, and one word of one of them changed."""
+    rows = write_rows(tmp_path / "rows.jsonl", conversations(29))
+    recipe = recipe_file(data={"sources": [{"type": "jsonl", "path": str(rows)}]}, train_iters=3)
+    assert run("run", recipe, "-o", "exit_iteration=2", "-o", "checkpoint.0.save_every_n_steps=1")[0] == 0
+    text = rows.read_text()
+    rows.write_text(text.replace("one", "two", 1))
+    code, _, err = run("run", recipe, "--resume")
+    assert code == 2 and "made with other training data" in err, err
+    rows.write_text(text)
+    assert run("run", recipe, "--resume")[0] == 0

@@ -67,14 +67,24 @@ def check_same_recipe(run: Run) -> None:
     )
 
 
-def check_same_run(run: Run, checkpoint: Path) -> None:
-    """Raise CheckpointError where the checkpoint was made with another recipe, whatever the run directory says."""
+def check_same_run(run: Run, checkpoint: Path, data: str) -> None:
+    """Raise CheckpointError where the checkpoint was made with another recipe or other data.
+
+    Args:
+        data: the digest of the prepared training rows.
+    """
     from ptrain.checkpoint.resumable import saved_state
 
-    if saved_state(checkpoint)["recipe_hash"] != run.recipe_hash:
+    state = saved_state(checkpoint)
+    if state["recipe_hash"] != run.recipe_hash:
         raise CheckpointError(
             f"`{checkpoint}` belongs to a run of another recipe",
             fix="resume with the recipe of that run, or give `checkpoint` another `output_dir`",
+        )
+    if state["data"] != data:
+        raise CheckpointError(
+            f"`{checkpoint}` was made with other training data: the rows of `data.sources` are no longer the same",
+            fix="put the files back as they were, or begin a new run from an export (`model.name_or_path`)",
         )
 
 

@@ -67,6 +67,7 @@ class Run:
         stop: has a flag `requested`, set by a signal.
         command: what the user typed; empty in Python.
         recipe_hash: of the keys that change results, and of the user's code.
+        data_digest: of the prepared training rows.
         head: maps hidden states to logits; checked against the model when it is first needed.
         kill_switch: the run saves and stops when this file appears.
         accumulation: micro-batches of this worker in one optimizer step.
@@ -84,6 +85,7 @@ class Run:
     stop: Any = None
     command: Sequence[str] = ()
     recipe_hash: str = ""
+    data_digest: str = ""
     head: Head | None = None
     kill_switch: Path = Path("stop")
     trackers: Trackers = field(default_factory=lambda: Trackers(()))

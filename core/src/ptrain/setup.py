@@ -56,7 +56,7 @@ def build(run: Run, prepared: Path, resume_from: Path | None) -> None:
     saving.adopt_global_batch(run, resume_from)
     data = open_prepared(prepared)
     run.tokenizer = data.tokenizer()
-    run.train_data, run.eval_data = data.train, data.eval
+    run.train_data, run.eval_data, run.data_digest = data.train, data.eval, data.digest()
     run.train_loader = run.call("create_dataloader", split="train", dataset=run.train_data)
     run.eval_loader = run.call("create_dataloader", split="eval", dataset=run.eval_data)
     run.total_steps = steps_for(run.recipe, run.steps_per_epoch)

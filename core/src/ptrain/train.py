@@ -83,7 +83,7 @@ def prepare_run(
     else:
         checks.check_checkpoint_folders(run)
     if resume_from is not None:
-        checks.check_same_run(run, resume_from)
+        checks.check_same_run(run, resume_from, prepared.digest())
     checks.check_model(run)
     checks.check_packing(run, prepared.train)
     checks.check_space(run, directory, checks.count_parameters(run))

@@ -47,13 +47,14 @@ def results(
         "not finite": {"recipe": recipe(tied, "bf16", 2, verify=False), "damage": "not finite"},
         "altered": {"recipe": recipe(tied, "fp32", 0), "damage": "altered"},
         "missing": {"recipe": recipe(tied, "fp32", 0), "damage": "missing"},
+        "template": {"recipe": recipe(tied, "fp32", 0), "damage": "template"},
     }
     found: dict[str, Any] = {}
     for count, cases in ((2, two), (1, one)):
         folder = tmp_path_factory.mktemp(f"workers-{count}")
         listed = [{"do": "export", **case} for case in cases.values()]
         for number, (name, result) in enumerate(zip(cases, workers(listed, count, folder), strict=True)):
-            found[name] = {**result, "dir": folder / str(number)}
+            found[name] = {**result, "dir": folder / str(number), "log": (folder / "worker-0.log").read_text()}
     return found
 
 
@@ -118,3 +119,12 @@ def test_a_bad_export_is_refused(name: str, message: str, results: dict[str, Any
     result = results[name]
     assert re.search(message, result.get("error", "")), result
     assert not (result["dir"] / "model" / "latest").exists()
+
+
+def test_another_way_to_ask_is_said(results: dict[str, Any]) -> None:
+    """With both texts: the weights are right, but whoever loads the export would ask otherwise."""
+    assert "error" not in results["template"]
+    said = "the exported tokenizer does not write prompts as they were in training: "
+    assert said in results["template"]["log"] and "n o w ?' instead of '" in results["template"]["log"]
+    assert results["template"]["log"].count(said) == 1, "an export as it should be is not complained about"
+    assert said not in results["tied"]["log"]

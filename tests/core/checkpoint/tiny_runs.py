@@ -164,7 +164,7 @@ def damage(kind: str | None, run: Run, part: Any) -> Iterator[None]:
         return
     if kind == "not finite":
         run.model.get_input_embeddings().weight.data[3, 3] = float("nan")
-    if kind in ("altered", "missing"):
+    if kind in ("altered", "missing", "template"):
         part.save = _then(part.save, lambda path: _change_file(path, kind))
     yield
 
@@ -180,6 +180,10 @@ def _then(save: Any, change: Any) -> Any:
 def _change_file(folder: Path, kind: str) -> None:
     from safetensors.torch import load_file, save_file
 
+    if kind == "template":
+        template = folder / "chat_template.jinja"
+        template.write_text(template.read_text() + "{{- ' And now?' -}}")
+        return
     file = folder / "model.safetensors"
     tensors = load_file(file)
     name = "model.layers.0.mlp.down_proj.weight"

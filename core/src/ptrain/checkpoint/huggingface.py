@@ -30,6 +30,8 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.02}
 PROBE = 16
 """Tokens of the input on which both are compared."""
 PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ASKED = [{"role": "user", "content": "What is 2 + 3?"}]
+"""What both tokenizers make a prompt of."""
 ANSWER = "ptrain"
 """What an assistant says where the template is asked how it ends a turn."""
 
@@ -68,7 +70,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         if self._logits is None:
             return
         expected, self._logits = self._logits.float(), None
-        found = _reloaded_logits(run, path)
+        reloaded = _reloaded(run, path)
+        self._compare_prompts(run, reloaded.get("prompt"))
+        found = reloaded["logits"]
         difference = (found.float() - expected).abs().max() / expected.abs().max()
         tolerance = TOLERANCE[run.recipe.model.dtype]
         if not difference <= tolerance:
@@ -77,6 +81,20 @@ class HuggingFaceCheckpoint(Checkpoint):
                 f"{difference.item():.2g} of the largest",
                 expected=f"at most {tolerance:g}",
                 fix="report this with the recipe; `verify: false` exports without the check",
+            )
+
+    def _compare_prompts(self, run: Run, found: torch.Tensor | None) -> None:
+        """Warn where whoever loads the export asks the model in another way than it was trained to be asked."""
+        from ptrain.data.encode import Encoder
+        from ptrain.data.render import Template
+
+        if found is None:
+            return
+        (trained,) = Encoder(run.tokenizer).ids([Template(run.tokenizer).prompt(ASKED)])
+        if found.tolist() != trained:
+            run.warn(
+                "the exported tokenizer does not write prompts as they were in training: "
+                f"{run.tokenizer.decode(found)!r} instead of {run.tokenizer.decode(trained)!r}"
             )
 
 
@@ -95,8 +113,11 @@ def probe_logits(run: Run) -> torch.Tensor:
         return run.engine(lambda: run.model(input_ids=ids, use_cache=False).logits)[0].cpu()
 
 
-def _reloaded_logits(run: Run, path: Path) -> torch.Tensor:
-    """The logits of the export in a process of its own, on the CPU and without the network."""
+def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
+    """`logits` of the export, and `prompt`, the ids that its tokenizer makes of a question if it has a template.
+
+    In a process of its own, on the CPU and without the network.
+    """
     from safetensors.torch import load_file
 
     kept = {key: value for key, value in os.environ.items() if key not in PROCESS_GROUP}
@@ -104,14 +125,16 @@ def _reloaded_logits(run: Run, path: Path) -> torch.Tensor:
     trusted = getattr(run.recipe.model, "trust_remote_code", False)
     with tempfile.TemporaryDirectory() as folder:
         asked, out = Path(folder, "asked.json"), Path(folder, "logits.safetensors")
-        asked.write_text(json.dumps({"ids": probe_ids(run), "trust_remote_code": trusted}), encoding="utf-8")
+        conversation = ASKED if run.tokenizer.chat_template else None
+        question = {"ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation}
+        asked.write_text(json.dumps(question), encoding="utf-8")
         command = [sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)]
         # A session of its own: Ctrl-C asks this run to stop, and must not break what it saves meanwhile.
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, start_new_session=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise CheckpointError(f"the export `{path}` does not load again: {last}")
-        return load_file(out)["logits"]
+        return load_file(out)
 
 
 def gathered(run: Run) -> dict[str, torch.Tensor]:

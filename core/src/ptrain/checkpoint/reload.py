@@ -13,7 +13,8 @@ def main(folder: str, asked: str, out: str) -> None:
 
     Args:
         folder: the export.
-        asked: a JSON file with `ids`, the token ids, and `trust_remote_code`.
+        asked: a JSON file with `ids`, the token ids, `trust_remote_code`, and `conversation`: messages of which the
+            tokenizer makes a prompt (its ids are written as `prompt`), or null.
     """
     import torch
     from safetensors.torch import save_file
@@ -21,7 +22,7 @@ def main(folder: str, asked: str, out: str) -> None:
 
     question = json.loads(Path(asked).read_text(encoding="utf-8"))
     trusted = question["trust_remote_code"]
-    AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted, output_loading_info=True
     )
@@ -31,7 +32,11 @@ def main(folder: str, asked: str, out: str) -> None:
         raise SystemExit(f"weights are missing: {sorted(map(str, report['missing_keys']))[:3]}")
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([question["ids"]]), use_cache=False).logits[0]
-    save_file({"logits": logits.contiguous()}, out)
+    found = {"logits": logits.contiguous()}
+    if question["conversation"]:
+        made = tokenizer.apply_chat_template(question["conversation"], add_generation_prompt=True, return_dict=True)
+        found["prompt"] = torch.tensor(made["input_ids"])
+    save_file(found, out)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class DeepSpeedCheckpoint(Checkpoint):
         state = {
             "format": FORMAT,
             "recipe_hash": run.recipe_hash,
+            "data": run.data_digest,
             "progress": asdict(run.progress),
             "global_batch": batch,
             "world": run.world,

@@ -14,6 +14,7 @@ from ptrain.data.arrow import open_arrow, write_dataset
 from ptrain.data.key import key
 from ptrain.data.load import load_rows
 from ptrain.data.report import Report
+from ptrain.data.sources.base import content_hashes
 from ptrain.data.workspace import Workspace, using
 from ptrain.errors import DataError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
-REPORT = "report.json"
+REPORT, DIGEST = "report.json", "train.sha256"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Prepared:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.path / "tokenizer")
+
+    def digest(self) -> str:
+        """SHA-256 of the training rows: the same tokens in the same order, however they came about."""
+        return (self.path / DIGEST).read_text(encoding="utf-8")
 
     def lines(self) -> list[str]:
         """The counts, for people."""
@@ -106,6 +111,8 @@ def _make(run: Run, path: Path) -> None:
                     write_dataset(rows, staged / f"{split}.arrow")
             report = {split: found.json() for split, found in space.reports.items()}
         run.tokenizer.save_pretrained(staged / "tokenizer")
+        ((_, _, digest),) = content_hashes([staged / "train.arrow"])
+        (staged / DIGEST).write_text(digest, encoding="utf-8")
         (staged / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
         shutil.rmtree(scratch)
         staged.rename(path)
