@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 DISTRIBUTIONS = ["core", "cli", "plugins/sft"]
 EDITABLE = [word for distribution in DISTRIBUTIONS for word in ("-e", distribution)]
 OTHER_PYTHONS = ["3.10", "3.12", "3.13"]
-HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "ptrain-")
+HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "huggingface-hub", "ptrain-")
 """Dependencies that the sessions without torch do without."""
 
 if (pyenv := Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))).is_dir():
