@@ -7,9 +7,11 @@ here imports torch.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import typer.main
@@ -22,6 +24,7 @@ from ptrain.recipe import elsewhere, sections
 from ptrain.recipe.config import Config
 from ptrain.recipe.describe import describe
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SECTIONS = {"logger": sections.LoggerConfig, "wandb": sections.WandbConfig}
 PLACES = {
     "model": "model",
@@ -141,6 +144,29 @@ def generated_cli() -> Iterator[str]:
     yield from generated_command("ptrain", typer.main.get_command(app))
 
 
+def generated_benchmarks() -> Iterator[str]:
+    """A section for each recorded benchmark: what was measured with what, and every ratio."""
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        hardware, versions = result["hardware"], result["versions"]
+        yield f"## {path.stem}"
+        yield (
+            f"{result['date']}, {hardware['gpu'] or 'no GPU'}, {hardware['cores']} cores of {hardware['processor']}, "
+            + ", ".join(f"{package} {version}" for package, version in versions.items())
+            + f"; {result['rounds']} rounds, {result['threads']} OpenMP thread. `python benchmarks/{path.stem}.py`"
+        )
+        rows = [
+            f"| {name} | {values['median']:.2f} | {values['lowest']:.2f} to {values['highest']:.2f} |"
+            for name, values in result["ratios"].items()
+        ]
+        yield "\n".join(["| ratio | median | rounds |", "|---|---|---|", *rows])
+        numbers = [
+            f"| {case} | " + ", ".join(f"{value:,.4g} {unit}" for unit, value in values.items()) + " |"
+            for case, values in result["cases"].items()
+        ]
+        yield "\n".join(["| case | medians |", "|---|---|", *numbers])
+
+
 def generated_command(name: str, command: Any) -> Iterator[str]:
     """The section of one command, then those of its sub-commands."""
     usage = " ".join(command.collect_usage_pieces(typer.Context(command, info_name=name)))
@@ -198,6 +224,7 @@ def moved(title: str, names: Mapping[str, elsewhere.Elsewhere]) -> Iterator[str]
 
 
 GENERATORS = {
+    "benchmarks": generated_benchmarks,
     "cli": generated_cli,
     "elsewhere": generated_elsewhere,
     "hooks": generated_hooks,
