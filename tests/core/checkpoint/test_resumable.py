@@ -77,7 +77,7 @@ def _cut(name: str) -> Callable[[Path], None]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
-    "another format": (_change("state.json", format=99), {}, r"has the format 99\n  expected: format 1"),
+    "another format": (_change("state.json", format=99), {}, r"has the format 99\n  expected: format 2"),
     "no JSON": (_cut("state.json"), {}, r"state.json` can't be read"),
     "other data": (lambda folder: None, {"rows": 8}, r"made with 7 training samples, and there are 8 now"),
     "damaged weights": (_cut("state-00000.safetensors"), {}, r"does not hold .* as its index says"),

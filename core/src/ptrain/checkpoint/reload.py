@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def main(folder: str, asked: str, out: str) -> None:
             tokenizer makes a prompt (its ids are written as `prompt`), or null.
     """
     import torch
+    from jinja2 import TemplateError
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,8 +36,10 @@ def main(folder: str, asked: str, out: str) -> None:
         logits = model.eval()(input_ids=torch.tensor([question["ids"]]), use_cache=False).logits[0]
     found = {"logits": logits.contiguous()}
     if question["conversation"]:
-        made = tokenizer.apply_chat_template(question["conversation"], add_generation_prompt=True, return_dict=True)
-        found["prompt"] = torch.tensor(made["input_ids"])
+        # A template may want a system prompt or tools: then there is nothing to compare.
+        with contextlib.suppress(TemplateError, TypeError, ValueError, KeyError):
+            made = tokenizer.apply_chat_template(question["conversation"], add_generation_prompt=True, return_dict=True)
+            found["prompt"] = torch.tensor(made["input_ids"])
     save_file(found, out)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
-FORMAT = 1
+FORMAT = 2
 SHARD_BYTES = 2 * 10**9
 STATE, INDEX, PLUGINS = "state.json", "index.json", "plugins.safetensors"
 
