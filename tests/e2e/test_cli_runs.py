@@ -183,6 +183,9 @@ def test_the_kill_switch_stops_and_saves(recipe_file: Any, tmp_path: Path) -> No
     code, _, err = finish(process)
     assert code == 75, err
     assert (tmp_path / "run" / "checkpoints" / "latest").exists()
+    done = len(losses(tmp_path / "run" / "run.json"))
+    code, out, err = run("run", tmp_path / "run.yaml", "--resume", "-o", f"exit_iteration={done + 5}")
+    assert code == 0 and f"{done + 5}/" in out, "the switch ended the run before, and is no more"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -234,6 +237,9 @@ def test_a_new_run_does_not_write_among_the_checkpoints_of_another(recipe_file: 
     code, _, err = run("run", recipe, "--restart")
     assert code == 2 and "already holds checkpoints, such as `step-00000002`" in err, err
     assert not (tmp_path / "run.1").exists()
+    inside = ("-o", f"checkpoint.0.output_dir={tmp_path / 'run' / 'inside'}")
+    assert run("run", recipe, "--restart", *inside)[0] == 0
+    assert run("run", recipe, "--restart", *inside)[0] == 0, "what is renamed is not in the way"
     elsewhere = ("run", recipe, "-o", f"output_dir={tmp_path / 'other'}", "--resume")
     code, _, err = run(*elsewhere, "-o", "seed=3")
     assert code == 2 and "belongs to a run of another recipe" in err, err

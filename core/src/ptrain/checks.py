@@ -50,8 +50,12 @@ def recipe_hash(loaded: Loaded, recipe: Recipe) -> str:
     return result_hash(recipe, loaded.user_code.sha256 if loaded.user_code else "")
 
 
-def check_same_recipe(run: Run) -> None:
-    """Raise RecipeError where the run directory belongs to a recipe with other results."""
+def check_same_recipe(run: Run, data: str) -> None:
+    """Raise an error where the run directory belongs to a recipe with other results, or to other rows.
+
+    Args:
+        data: the digest of the prepared training rows.
+    """
     from ptrain.recipe.dump import dump
 
     spec = run.dir / "run.json"
@@ -59,6 +63,8 @@ def check_same_recipe(run: Run) -> None:
         return
     content = json.loads(spec.read_text(encoding="utf-8"))
     if content["recipe_hash"] == run.recipe_hash:
+        if content["data"] != data:
+            raise _other_data(f"the run in `{run.dir}`")
         return
     changed = differing(content["recipe"], dump(run.recipe))
     raise RecipeError(
@@ -82,20 +88,30 @@ def check_same_run(run: Run, checkpoint: Path, data: str) -> None:
             fix="resume with the recipe of that run, or give `checkpoint` another `output_dir`",
         )
     if state["data"] != data:
-        raise CheckpointError(
-            f"`{checkpoint}` was made with other training data: the rows of `data.sources` are no longer the same",
-            fix="put the files back as they were, or begin a new run from an export (`model.name_or_path`)",
-        )
+        raise _other_data(f"`{checkpoint}`")
 
 
-def check_checkpoint_folders(run: Run) -> None:
-    """Raise CheckpointError where a new run would write among the checkpoints of an older one."""
+def _other_data(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what} was made with other training data: the rows of `data.sources` are no longer the same",
+        fix="put the files back as they were, or begin a new run from an export (`model.name_or_path`)",
+    )
+
+
+def check_checkpoint_folders(run: Run, moved: Path | None = None) -> None:
+    """Raise CheckpointError where a new run would write among the checkpoints of an older one.
+
+    Args:
+        moved: a folder that is renamed before the run begins, with all that is in it.
+    """
     from ptrain.checkpoint import store
     from ptrain.saving import active
 
     for part in active(run):
         folder = part.config.output_dir
-        if folder is not None and (found := store.saved(folder)):
+        if folder is None or (moved is not None and folder.absolute().is_relative_to(moved)):
+            continue
+        if found := store.saved(folder):
             raise CheckpointError(
                 f"`{folder}` already holds checkpoints, such as `{found[-1].name}`, and this is a new run",
                 fix="move them away, set another `output_dir` in `checkpoint`, or go on with that run (`--resume`)",
@@ -170,18 +186,23 @@ def count_parameters(run: Run) -> int:
     from transformers import AutoModelForCausalLM
 
     from ptrain.model.attention import implementation
+    from ptrain.recipe.machine import PACKAGES
 
     wanted = getattr(run.recipe.model, "attn_implementation", None)
     name = implementation(run.hf_config, wanted) if wanted is not None else None
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(run.hf_config), attn_implementation=name)
-    except ValueError as error:
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(run.hf_config),
+                attn_implementation=None if wanted in PACKAGES else name,  # those want their package and a GPU here
+                trust_remote_code=getattr(run.recipe.model, "trust_remote_code", False),
+            )
+    except (ImportError, ValueError) as error:
         raise _unbuildable(run, wanted, error) from error
     return sum(p.numel() for p in model.parameters())
 
 
-def _unbuildable(run: Run, attention: str | None, error: ValueError) -> ModelError:
+def _unbuildable(run: Run, attention: str | None, error: Exception) -> ModelError:
     kind, first = run.hf_config.model_type, str(error).strip().splitlines()[0]
     if "attention implementation" in first:
         return ModelError(

@@ -47,7 +47,8 @@ def iterate(run: Run) -> str:
         if run.progress.step < last:
             evaluate_if_due(run)
         saving.save_due(run)
-    if outcome == "done" and run.recipe.train_iters + run.recipe.epochs > 0:
+    trained = run.recipe.train_iters + run.recipe.epochs > 0
+    if outcome == "done" and trained and run.progress.evaluated < run.progress.step:
         evaluate(run)
     return outcome
 

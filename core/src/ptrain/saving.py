@@ -86,7 +86,7 @@ def resume_point(run: Run) -> Path | None:
     if found is None and store.saved(root):
         raise CheckpointError(
             f"none of the {len(store.saved(root))} checkpoints in `{root}` can be resumed from: each is damaged",
-            fix="put one back from a copy, or begin anew with `--restart`, which renames the run directory",
+            fix=f"put one back from a copy; or move `{root}` away and begin anew with `--restart`",
         )
     return found
 

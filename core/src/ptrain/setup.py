@@ -25,13 +25,14 @@ def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any)
 
     from ptrain import engine
     from ptrain.launch.environment import Topology
+    from ptrain.train import KILL_SWITCH
 
     topology = Topology.from_environment(os.environ)
     run = Run.on(loaded, directory, topology)
     run.stop = stop
     run.command = spec["command"]
     run.recipe_hash = spec["recipe_hash"]
-    run.kill_switch = run.recipe.kill_switch_path or directory / "stop"
+    run.kill_switch = run.recipe.kill_switch_path or directory / KILL_SWITCH
     run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank)
     run.trackers = Trackers(trackers(run) if run.rank == 0 else [])
     return run

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 STOPPED = 75
 """Exit code of a run that a signal or the kill switch ended, after saving (EX_TEMPFAIL: start it again)."""
 SPEC = "run.json"
+KILL_SWITCH = "stop"
+"""The file in the run directory that ends the run, where the recipe names no other."""
 NEXT = "your own rows, with --restart -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
 """What the closing line suggests."""
 
@@ -78,24 +80,26 @@ def prepare_run(
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
     resume_from = None
     if resume:
-        checks.check_same_recipe(run)
+        checks.check_same_recipe(run, prepared.digest())
         resume_from = resume_point(run)
-    else:
-        checks.check_checkpoint_folders(run)
     if resume_from is not None:
         checks.check_same_run(run, resume_from, prepared.digest())
+    elif not (resume and (directory / SPEC).exists()):
+        checks.check_checkpoint_folders(run, moved=directory if restart else None)
     checks.check_model(run)
     checks.check_packing(run, prepared.train)
     checks.check_space(run, directory, checks.count_parameters(run))
     if restart and directory.exists():
         set_aside(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / KILL_SWITCH).unlink(missing_ok=True)  # it ended the run before
     user = loaded.user_module
     spec = {
         "recipe": dump(run.recipe),
         "recipe_hash": run.recipe_hash,
         "code": str(Path(user.__file__).absolute()) if user is not None and user.__file__ else None,
         "prepared": str(prepared.path),
+        "data": prepared.digest(),
         "report": prepared.report,
         "resume_from": str(resume_from) if resume_from is not None else None,
         "command": list(command),
@@ -174,6 +178,8 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
     if outcome != "done":
         typed = [word for word in run.command if word not in ("--resume", "--restart")]
         again = shlex.join([*typed, "--resume"]) if typed else "the same call with resume"
+        if outcome == "exit_iteration" and run.recipe.exit_iteration:
+            again += " -o exit_iteration=0"
         return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
     model = newest_export(run)
     where = f"; model: {model}" if model is not None else ""

@@ -136,3 +136,31 @@ def test_what_is_shown_is_what_is_learnt(recipe: Path) -> None:
     assert code == 0 and "--- document 2" in out, err
     code, out, err = ptrain("data", "show", recipe, "-o", good, "--from", "5000")
     assert code == 2 and "there are 1,500 samples for train" in err
+
+
+def test_the_verdict_is_that_of_a_run(recipe: Path) -> None:
+    """Text is cut into samples, whatever its length; truncation may leave nothing; a weight is no duplicate."""
+    folder = recipe.parent
+    (folder / "long.txt").write_text("word " * 500)
+    text = ("-o", "type=causal", "-o", f"data.sources=[{{type: txt, path: {folder / 'long.txt'}, weight: 2}}]")
+    code, out, _ = ptrain("data", "audit", recipe, *text, "-o", "data.eval_sources=[]")
+    assert code == 0 and "2 rows" in out and "longer" not in out and "the same as" not in out, out
+    (folder / "one.jsonl").write_text(said("long " * 60) + "\n" + said("short") + "\n")
+    cut = ("-o", f"data.sources.0.path={folder / 'one.jsonl'}", "-o", "data.eval_sources=[]")
+    code, out, _ = ptrain("data", "audit", recipe, *cut, "-o", "data.overlength=truncate_right")
+    assert code == 2 and "a run would stop: train: 1 of 2 rows without a supervised token" in out
+    assert ptrain("prepare", recipe, *cut, "-o", "data.overlength=truncate_right")[0] == 2
+    assert ptrain("data", "audit", recipe, *cut, "-o", "data.overlength=drop")[0] == 0
+    assert ptrain("prepare", recipe, *cut, "-o", "data.overlength=drop")[0] == 0
+
+
+def test_sources_that_can_not_be_read_are_findings_too(recipe: Path) -> None:
+    """Also where the tokenizer would be trained on them, and beside others that can."""
+    folder = recipe.parent
+    (folder / "bad.jsonl").write_text("{\n{\n")
+    some = f"data.sources=[{{type: jsonl, path: [{folder / 'bad.jsonl'}, {folder / 'good.jsonl'}]}}, {{type: txt, path: no}}]"
+    code, out, err = ptrain("data", "audit", recipe, "-o", some)
+    assert code == 2 and "1,500 rows" in out and "2 can't be read" in out and "there is no file `no`" in out, err
+    alone = ("-o", "data.sources=[{type: txt, path: no}]", "-o", "data.eval_sources=[]")
+    code, out, err = ptrain("data", "audit", recipe, *alone, "-o", "tokenizer={type: train}")
+    assert code == 2 and "there is no file `no`" in out, err

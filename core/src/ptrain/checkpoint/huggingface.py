@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ptrain.errors import CheckpointError
+from ptrain.errors import CheckpointError, PtrainError
+from ptrain.launch import guard
 from ptrain.parts import Checkpoint
 from ptrain.recipe.sections import CheckpointConfig
 
@@ -86,11 +87,14 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _compare_prompts(self, run: Run, found: torch.Tensor | None) -> None:
         """Warn where whoever loads the export asks the model in another way than it was trained to be asked."""
         from ptrain.data.encode import Encoder
-        from ptrain.data.render import Template
+        from ptrain.data.render import Template, Unrenderable
 
         if found is None:
             return
-        (trained,) = Encoder(run.tokenizer).ids([Template(run.tokenizer).prompt(ASKED)])
+        try:
+            (trained,) = Encoder(run.tokenizer).ids([Template(run.tokenizer).prompt(ASKED)])
+        except (Unrenderable, PtrainError):
+            return
         if found.tolist() != trained:
             run.warn(
                 "the exported tokenizer does not write prompts as they were in training: "
@@ -128,7 +132,7 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
         conversation = ASKED if run.tokenizer.chat_template else None
         question = {"ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation}
         asked.write_text(json.dumps(question), encoding="utf-8")
-        command = [sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)]
+        command = guard.guarded([sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)])
         # A session of its own: Ctrl-C asks this run to stop, and must not break what it saves meanwhile.
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, start_new_session=True)
         if done.returncode:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ptrain.data.encode import IGNORED
-from ptrain.data.process import UNSUPERVISED, Job, Work
+from ptrain.data.process import UNSUPERVISED, Job, Overlength, Work
 from ptrain.data.reading import row_names
 from ptrain.data.render import Unrenderable
 from ptrain.data.report import NAMED
@@ -53,8 +53,8 @@ class Audit:
         rows: that could be read.
         broken: rows that can't be read or are no conversation; a run stops there.
         unrenderable: rows that the chat template refuses; a run stops there.
-        unsupervised: rows without a token to learn.
-        overlong: rows longer than `data.max_length`.
+        unsupervised: rows without a token to learn, or with none left once they are truncated.
+        overlong: rows longer than `data.max_length`, where that matters.
         several_bos: rows with more than one BOS token.
         duplicates: rows with the same tokens as an earlier one, in any source of the split.
         empty_turns: rows in which an assistant turn says nothing and calls nothing.
@@ -97,18 +97,20 @@ def audit(run: Run, scratch: Path | None = None) -> dict[str, list[Audit]]:
     splits = {"train": run.parts.sources, "eval": run.parts.eval_sources}
     with TemporaryDirectory(prefix="ptrain-audit-", dir=scratch) as folder, using(Workspace(Path(folder))) as space:
         read = {split: [_read(run, source, space) for source in sources] for split, sources in splits.items()}
-        _make_tokenizer(run, [rows for rows, _ in read["train"] if rows is not None])
-        found: dict[str, list[Audit]] = {}
-        for split, parts in read.items():
-            seen: set[bytes] = set()
-            found[split] = [_judged(run, rows, made, seen) for rows, made in parts]
+        found = {split: [made for _, made in parts] for split, parts in read.items()}
+        if not _make_tokenizer(run, [rows for rows, _ in read["train"] if rows is not None]):
+            return found
+        for parts in read.values():
+            seen: dict[bytes, str] = {}
+            for rows, made in parts:
+                _judge(run, rows, made, seen)
         return found
 
 
 def stops(run: Run, found: dict[str, list[Audit]]) -> list[str]:
     """Why `ptrain run` would stop on this data, if it would."""
-    data, reasons = run.recipe.data, []
-    policy = getattr(data, "overlength", None) or ("drop" if getattr(data, "filter_samples", False) else "error")
+    data: Any = run.recipe.data
+    policy, reasons = _policy(run), []
     for split, audits in found.items():
         for one in audits:
             here = f"{split}: {one.source}: "
@@ -119,9 +121,17 @@ def stops(run: Run, found: dict[str, list[Audit]]) -> list[str]:
                 reasons.append(f"{here}{one.overlong.count} rows longer than data.max_length")
         rows = sum(one.rows for one in audits)
         empty = sum(one.unsupervised.count for one in audits)
-        if empty > getattr(data, "max_unsupervised", 0.0) * rows:
+        if hasattr(data, "max_unsupervised") and empty > data.max_unsupervised * rows:
             reasons.append(f"{split}: {empty} of {rows} rows without a supervised token")
     return reasons
+
+
+def _policy(run: Run) -> Overlength | None:
+    """What becomes of rows that are too long; None for trainers that cut every text into samples."""
+    data: Any = run.recipe.data
+    if not hasattr(data, "overlength"):
+        return None
+    return data.overlength or ("drop" if data.filter_samples else "error")
 
 
 def _read(run: Run, source: Source, space: Workspace) -> tuple[Dataset | None, Audit]:
@@ -134,8 +144,7 @@ def _read(run: Run, source: Source, space: Workspace) -> tuple[Dataset | None, A
         rows = run.call("load", source=source)
         made.rows = len(rows)
     except PtrainError as error:
-        if not space.broken:
-            made.stopped = str(error)
+        made.stopped = str(error)
     for error in space.broken:
         where = error.problems[0].where
         made.broken.add(f"{where}: {error.problems[0].message}" if where else error.problems[0].message)
@@ -143,20 +152,22 @@ def _read(run: Run, source: Source, space: Workspace) -> tuple[Dataset | None, A
     return rows, made
 
 
-def _make_tokenizer(run: Run, rows: Sequence[Dataset]) -> None:
+def _make_tokenizer(run: Run, rows: Sequence[Dataset]) -> bool:
+    """Make the tokenizer; False where it is trained on rows, and there are none."""
     from ptrain.data.load import joined
 
     if rows:
         run.raw_rows = joined(list(rows))
+    elif run.recipe.tokenizer.type.rpartition(":")[2] == "train":
+        return False
     run.tokenizer = run.call("create_tokenizer")
+    return True
 
 
-def _judged(run: Run, rows: Dataset | None, made: Audit, seen: set[bytes]) -> Audit:
-    if rows is None:
-        return made
-    work = _work(run, rows)
-    if work is None:
-        return made
+def _judge(run: Run, rows: Dataset | None, made: Audit, seen: dict[bytes, str]) -> None:
+    work = None if rows is None else _work(run, rows)
+    if rows is None or work is None:
+        return
     lengths: list[int] = []
     for first in range(0, len(rows), BLOCK):
         table: Any = rows.with_format("arrow")[first : first + BLOCK]
@@ -171,7 +182,6 @@ def _judged(run: Run, rows: Dataset | None, made: Audit, seen: set[bytes]) -> Au
             f"p{share}" if share < 100 else "longest": int(np.percentile(lengths, share, method="higher"))
             for share in SHARES
         }
-    return made
 
 
 def _work(run: Run, rows: Dataset) -> Work | None:
@@ -210,18 +220,27 @@ def _documents(work: Work, table: pa.Table, first: int, made: Audit) -> Iterator
         yield from ((name, document) for document in documents)
 
 
-def _note(run: Run, name: str, tokens: Tokens, made: Audit, seen: set[bytes]) -> None:
+def _note(run: Run, name: str, tokens: Tokens, made: Audit, seen: dict[bytes, str]) -> None:
     made.tokens += len(tokens.ids)
     made.supervised_tokens += int((tokens.labels != IGNORED).sum())
-    if len(tokens.ids) > run.recipe.data.max_length:
+    policy, size = _policy(run), run.recipe.data.max_length
+    if policy is not None and len(tokens.ids) > size:
         made.overlong.add(name)
+        if policy.startswith("truncate") and not _left(tokens, size, policy):
+            made.unsupervised.add(name)
     bos = run.tokenizer.bos_token_id
     if bos is not None and int((tokens.ids == bos).sum()) > 1:
         made.several_bos.add(name)
     digest = hashlib.blake2b(tokens.ids.tobytes(), digest_size=16).digest()
-    if digest in seen:
+    # The row itself comes again where its source has a weight of more than 1.
+    if seen.setdefault(digest, name) != name:
         made.duplicates.add(name)
-    seen.add(digest)
+
+
+def _left(tokens: Tokens, size: int, policy: str) -> bool:
+    """Whether a token to learn is left of a row that is truncated."""
+    labels = tokens.labels[1:size] if policy == "truncate_right" else tokens.labels[1:][-(size - 1) :]
+    return bool((labels != IGNORED).any())
 
 
 def _note_empty_turns(table: pa.Table, first: int, made: Audit) -> None:

@@ -45,9 +45,11 @@ class Output:
         Raises:
             LaunchError: the log file can't be written.
         """
-        if self.shown(rank):
-            return None if rank == 0 else subprocess.PIPE
         log = self.log(rank)
+        if self.shown(rank):
+            if log is not None:
+                _append(log).close()  # so that a log that can't be written is said here
+            return None if rank == 0 else subprocess.PIPE
         return subprocess.DEVNULL if log is None else _append(log)
 
     def follow(self, rank: int, stream: IO[bytes]) -> threading.Thread:
@@ -61,8 +63,11 @@ class Output:
         file = None if log is None else _append(log)
         for line in stream:
             if file is not None:
-                file.write(line)
-                file.flush()
+                try:
+                    file.write(line)
+                    file.flush()
+                except OSError:
+                    file = None  # a full disk must not stop the worker, which waits until its output is read
             sys.stdout.write(f"[rank {rank}] {line.decode(errors='replace')}")
             sys.stdout.flush()
         if file is not None:

@@ -28,7 +28,7 @@ def _checkpoints(recipe: Recipe, parts: Sequence[Any], document: Document) -> It
     taken: dict[Any, int] = {}
     for at in enabled:
         given = recipe.checkpoint[at].output_dir
-        folder = given.expanduser().absolute() if given is not None else parts[at].resumable
+        folder = given.absolute() if given is not None else parts[at].resumable
         if folder in taken:
             yield Problem(
                 f"entries {taken[folder] + 1} and {at + 1} of `checkpoint` would write into the same folder",

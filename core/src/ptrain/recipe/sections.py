@@ -116,6 +116,11 @@ class CheckpointConfig(PartConfig):
     keep_last: Positive | None = None
     """Keep this many of the newest checkpoints; the last good one is never deleted. By default all."""
 
+    @field_validator("output_dir")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
 
 class TrackerConfig(PartConfig):
     """The keys that every tracker has."""

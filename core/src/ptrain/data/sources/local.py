@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 from ptrain.data.arrow import BLOCK
 from ptrain.data.rows import shown
 from ptrain.data.sources.base import checked, content_hashes, stored
+from ptrain.data.workspace import workspace
 from ptrain.errors import DataError, Position
 from ptrain.parts import Source
 from ptrain.recipe.sections import SourceConfig
@@ -85,7 +86,7 @@ class LocalFiles(Source):
                 f"`{path}` can't be read as {self.format}{packed}: {error}",
                 fix="see whether the file is whole, and is what its name says",
             ) from error
-        if empty:
+        if empty and not workspace().broken:
             raise DataError(f"`{path}` has no rows", expected="at least one")
 
     def parse(self, path: Path) -> NumberedRows:
