@@ -52,8 +52,9 @@ def wait_for(condition: Callable[[], bool], timeout: float = 120) -> None:
 
 
 def noted(folder: Path) -> list[int]:
-    """The processes that FAULT noted: workers and their children."""
-    return [int(path.read_text()) for name in ("pid", "child") for path in folder.glob(f"{name}-*")]
+    """The processes that FAULT noted: workers and their children. A file may be there before its text."""
+    texts = [path.read_text() for name in ("pid", "child") for path in folder.glob(f"{name}-*")]
+    return [int(text) for text in texts if text]
 
 
 @pytest.fixture
