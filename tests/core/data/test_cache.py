@@ -160,7 +160,7 @@ def test_second_time_is_a_hit(recipe: Recipe) -> None:
     assert stamps == {file: file.stat().st_mtime_ns for file in again.path.rglob("*")}
     assert again.train[:] == first.train[:] == open_prepared(first.path).train[:]
     assert again.report == first.report and len(first.eval) == 0
-    assert {file.name for file in first.path.iterdir()} == {"train.arrow", "tokenizer", "report.json"}
+    assert {file.name for file in first.path.iterdir()} == {"train.arrow", "train.sha256", "tokenizer", "report.json"}
     assert again.tokenizer().chat_template == (TEMPLATES / "chatml.jinja").read_text()
     assert "train: 60 rows, 60 samples" in first.lines()[0]
 
