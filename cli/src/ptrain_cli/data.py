@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
+from ptrain_cli.prepare import prepared_data
 
 if TYPE_CHECKING:
     from ptrain.data.audit import Audit
@@ -67,11 +68,8 @@ def show(
     import sys
 
     from ptrain.data.show import samples
-    from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_data, run_directory
 
-    loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
-    _run, prepared = prepare_data(loaded, run_directory(loaded.recipe, recipe).absolute())
+    prepared = prepared_data(recipe, override, code, allow_code)
     coloured = not plain and sys.stdout.isatty()
     typer.echo(f"what is learnt is {'green' if coloured else f'between {OPEN} and {CLOSE}'}")
     shown = 0

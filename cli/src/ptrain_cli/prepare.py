@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
+
+if TYPE_CHECKING:
+    from ptrain.data.cache import Prepared
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -22,10 +28,14 @@ def command(
     debug: Debug = False,
 ) -> int:
     """Load, tokenise and pack the data of a recipe into the cache, where `ptrain run` finds it."""
+    typer.echo(f"prepared: {prepared_data(recipe, override, code, allow_code).path}")
+    return 0
+
+
+def prepared_data(recipe: Path, override: list[str] | None, code: Path | None, allow_code: bool) -> Prepared:
+    """The prepared data of a recipe, from the cache or made now; its counts are printed."""
     from ptrain.recipe.load import load_recipe
     from ptrain.train import prepare_data, run_directory
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
-    _run, prepared = prepare_data(loaded, run_directory(loaded.recipe, recipe).absolute())
-    typer.echo(f"prepared: {prepared.path}")
-    return 0
+    return prepare_data(loaded, run_directory(loaded.recipe, recipe).absolute())[1]

@@ -81,10 +81,6 @@ class Audit:
     stopped: str | None = None
 
 
-FINDINGS = ("broken", "unrenderable", "unsupervised", "overlong", "several_bos", "duplicates", "empty_turns")
-"""The counts of rows with names."""
-
-
 def audit(run: Run, scratch: Path | None = None) -> dict[str, list[Audit]]:
     """What each source of `sources` and `eval_sources` holds, by split; nothing is dropped, and nothing stops it.
 
