@@ -213,7 +213,8 @@ def test_a_signal_ends_an_evaluation_too(workers: int, recipe_file: Any, tmp_pat
 def test_damaged_checkpoints_alone_are_not_resumed_from(recipe_file: Any, tmp_path: Path) -> None:
     """The run does not silently begin anew; one good checkpoint is enough to go on."""
     recipe = recipe_file(train_iters=3, checkpoint=[{"type": "deepspeed", "save_every_n_steps": 1}])
-    assert run("run", recipe, "-o", "exit_iteration=2")[0] == 0
+    code, out, _ = run("run", recipe, "-o", "exit_iteration=2")
+    assert code == 0 and "-o exit_iteration=2 --resume -o exit_iteration=0" in out, "the hint has to lead on"
     folder, metrics = tmp_path / "run" / "checkpoints", tmp_path / "run" / "metrics.jsonl"
     before = metrics.read_text()
     (folder / "step-00000002" / "state.json").write_text("{}")

@@ -81,17 +81,14 @@ class Audit:
     stopped: str | None = None
 
 
-def audit(run: Run, scratch: Path | None = None) -> dict[str, list[Audit]]:
+def audit(run: Run) -> dict[str, list[Audit]]:
     """What each source of `sources` and `eval_sources` holds, by split; nothing is dropped, and nothing stops it.
-
-    Args:
-        scratch: a folder on a disk with room for the rows; by default a temporary one.
 
     Raises:
         PtrainError: the tokenizer can't be made.
     """
     splits = {"train": run.parts.sources, "eval": run.parts.eval_sources}
-    with TemporaryDirectory(prefix="ptrain-audit-", dir=scratch) as folder, using(Workspace(Path(folder))) as space:
+    with TemporaryDirectory(prefix="ptrain-audit-") as folder, using(Workspace(Path(folder))) as space:
         read = {split: [_read(run, source, space) for source in sources] for split, sources in splits.items()}
         found = {split: [made for _, made in parts] for split, parts in read.items()}
         if not _make_tokenizer(run, [rows for rows, _ in read["train"] if rows is not None]):
