@@ -2,8 +2,9 @@
 
 A benchmark is a script with cases that are compared. `python benchmarks/NAME.py` runs every case in a process of
 its own, several rounds of them in turn, prints the medians and the ratios, and compares the ratios with those in
-`benchmarks/results/NAME.json`: it fails where one is worse than recorded by more than the noise. `--record` writes
-that file. A case is a function that returns numbers; its process imports what it needs before it looks at the clock.
+`benchmarks/results/NAME.json`: it fails where one is worse than recorded by more than the noise, which is how far the
+rounds of both were apart. `--record` writes that file. A case is a function that returns numbers; its process imports
+what it needs before it looks at the clock.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("ptrain-core", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "trl")
 Case = Callable[[argparse.Namespace], Mapping[str, float]]
+TOO_NOISY = 0.3
+"""Rounds that are so far apart, as a share of their median, would let anything pass."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,12 @@ class Ratio:
         under: ... that of the second, in the same round; each is `case.number`.
         better: "more" or "less".
         target: what the ratio should be at least (or at most).
-        noise: how much worse than recorded it may be, as a share.
     """
 
     over: str
     under: str
     better: str
     target: float | None = None
-    noise: float = 0.15
 
 
 def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add: Any = None) -> int:
@@ -161,13 +162,26 @@ def _compare(result: Mapping[str, Any], recorded: Mapping[str, Any] | None, rati
     if recorded is None:
         print("  nothing is recorded yet: `--record` writes it")
         return 0
-    worse = []
-    for text, ratio in ratios.items():
-        if text not in recorded["ratios"]:
-            continue
-        now, then = result["ratios"][text]["median"], recorded["ratios"][text]["median"]
-        change = then / now - 1 if ratio.better == "more" else now / then - 1
-        if change > ratio.noise:
-            worse.append(f"  worse than recorded: {text}: {now:.2f}x instead of {then:.2f}x")
+    if result["hardware"] != recorded["hardware"]:
+        print(f"  recorded on other hardware: {recorded['hardware']}")
+    found = [_judge(text, ratios[text], result["ratios"][text], recorded["ratios"].get(text)) for text in ratios]
+    worse = [line for line in found if line]
     print("\n".join(worse) if worse else "  no ratio is worse than recorded by more than the noise")
     return bool(worse)
+
+
+def _judge(text: str, ratio: Ratio, now: Mapping[str, float], then: Mapping[str, float] | None) -> str | None:
+    """What is wrong with a ratio beside the one recorded; None where nothing is."""
+    noise = _spread(now) + _spread(then or now)
+    if noise > TOO_NOISY:
+        return f"  too noisy to tell: {text}: the rounds are {noise:.0%} apart; repeat it on a quiet machine"
+    if then is None:
+        return None
+    change = then["median"] / now["median"] if ratio.better == "more" else now["median"] / then["median"]
+    if change <= 1 + noise:
+        return None
+    return f"  worse than recorded: {text}: {now['median']:.2f}x instead of {then['median']:.2f}x, noise {noise:.0%}"
+
+
+def _spread(values: Mapping[str, float]) -> float:
+    return (values["highest"] - values["lowest"]) / values["median"]

@@ -11,12 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TINY = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-"""About 1.9M parameters with a vocabulary of 4,096."""
+VOCABULARY = 4096
+TINY = {
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+}  # fmt: skip
+"""1.9M parameters."""
 
 
 def messages(path: Path | None, count: int) -> Iterator[dict[str, Any]]:
-    """Rows of a file (`.jsonl`, `.jsonl.gz`), again and again; without one, generated ones of 40 to 400 tokens."""
+    """Rows of a file (`.jsonl`, `.jsonl.gz`), again and again; without one, generated ones.
+
+    Those have about 150 tokens, half of them the assistant's.
+    """
     if path is not None:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8") as file:
@@ -28,9 +35,9 @@ def messages(path: Path | None, count: int) -> Iterator[dict[str, Any]]:
     asked = generate(task_names(), 20 * count, 0, "train")
     drawn = random.Random(0)
     for _ in range(count):
-        rows = list(itertools.islice(asked, drawn.randint(2, 20)))
-        question = "\n".join(row["messages"][0]["content"] for row in rows)
-        answer = "\n".join(row["messages"][1]["content"] for row in rows)
+        rows = [[said["content"] for said in row["messages"]] for row in itertools.islice(asked, drawn.randint(1, 9))]
+        question = "\n".join(asks for asks, _ in rows)
+        answer = "\n".join(f"{asks} {answers}" for asks, answers in rows)
         yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
@@ -43,7 +50,7 @@ def written(path: Path | None, count: int) -> Path:
     return out
 
 
-def tokenizer(rows: Path, size: int = 4096) -> Any:
+def tokenizer(rows: Path, size: int = VOCABULARY) -> Any:
     """A byte-level BPE trained on the rows, with ptrain's ChatML template."""
     from importlib.resources import files
 

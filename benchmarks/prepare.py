@@ -1,6 +1,6 @@
 """Preparing conversations (render, tokenise, mask, pack): rows per second beside TRL, and beside encoding alone.
 
-    python benchmarks/prepare.py [--data FILE] [--rows N] [--processes N]
+    python benchmarks/prepare.py [--data FILE] [--rows N]
 
 All cases read the same file and make rows of 512 tokens with a label for each token of the assistant. `encoding` is
 the floor: the tokenizer's own batch call on the rendered texts, with all cores and nothing else.
@@ -61,7 +61,7 @@ def trl(options: argparse.Namespace) -> Mapping[str, float]:
 
     rows = inputs.written(options.data, options.rows)
     tokenizer = inputs.tokenizer(rows)
-    model = LlamaForCausalLM(LlamaConfig(**inputs.TINY, vocab_size=len(tokenizer)))
+    model = LlamaForCausalLM(LlamaConfig(**inputs.TINY))
 
     def prepare(rows: Path) -> float:
         config = SFTConfig(
@@ -115,14 +115,37 @@ def _numbers(options: argparse.Namespace, seconds: float, before: float, fullnes
 def add(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--data", type=Path, help="a file of conversations; by default they are generated")
-    parser.add_argument("--rows", type=int, default=7_473, help="how many (default 7,473)")
-    parser.add_argument("--processes", type=int, default=1, help="that prepare (default 1)")
+    parser.add_argument("--rows", type=int, default=7_473, help="of the small file (default 7,473)")
+    parser.set_defaults(rounds=3)
 
 
-RATIOS = {
-    "rows per second, ptrain to TRL": harness.Ratio("ptrain.rows/s", "trl.rows/s", "more", 2.5),
-    "seconds, ptrain to encoding alone": harness.Ratio("ptrain.seconds", "encoding.seconds", "less", noise=0.3),
+def case(prepare: harness.Case, times: int, processes: int) -> harness.Case:
+    """`prepare` for a file of so many times the rows."""
+
+    def run(options: argparse.Namespace) -> Mapping[str, float]:
+        return prepare(argparse.Namespace(data=options.data, rows=times * options.rows, processes=processes))
+
+    return run
+
+
+SIZES = {
+    "": (1, 1, 2.5),
+    ", two processes": (1, 2, 1.0),
+    ", large": (20, 1, 1.5),
+    ", large, two processes": (20, 2, 1.0),
 }
+"""How often the rows, in how many processes, and what the ratio should be at least."""
+CASES: dict[str, harness.Case] = {"encoding": case(encoding, 1, 1), "encoding, large": case(encoding, 20, 1)}
+RATIOS: dict[str, harness.Ratio] = {}
+for size, (times, processes, target) in SIZES.items():
+    CASES |= {f"ptrain{size}": case(ptrain, times, processes), f"trl{size}": case(trl, times, processes)}
+    RATIOS[f"rows per second, ptrain to TRL{size}"] = harness.Ratio(
+        f"ptrain{size}.rows/s", f"trl{size}.rows/s", "more", target
+    )
+for size in ("", ", large"):
+    RATIOS[f"seconds, ptrain to encoding alone{size}"] = harness.Ratio(
+        f"ptrain{size}.seconds", f"encoding{size}.seconds", "less"
+    )
 
 if __name__ == "__main__":
-    sys.exit(harness.main("prepare", {"ptrain": ptrain, "trl": trl, "encoding": encoding}, RATIOS, add))
+    sys.exit(harness.main("prepare", CASES, RATIOS, add))

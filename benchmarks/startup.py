@@ -82,8 +82,8 @@ RATIOS = {
     "to the first step, ptrain run to the bare script": harness.Ratio(
         "first step.seconds", "bare.seconds", "less", 1.5
     ),
-    "ptrain check to the bare script": harness.Ratio("check.seconds", "bare.seconds", "less", noise=0.3),
-    "ptrain --help to the bare script": harness.Ratio("help.seconds", "bare.seconds", "less", noise=0.3),
+    "ptrain check to the bare script": harness.Ratio("check.seconds", "bare.seconds", "less"),
+    "ptrain --help to the bare script": harness.Ratio("help.seconds", "bare.seconds", "less"),
 }
 
 

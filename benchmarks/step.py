@@ -5,7 +5,8 @@
 One process, fp32 on CPU, ZeRO 0. The bare loop is what one would write by hand: padded or packed batches, one call of
 the model with transformers' sdpa (for packed rows with the block mask that transformers makes of `position_ids`),
 AdamW, clipping, a schedule. Times are CPU time of the process, which a busy machine disturbs least. Tokens are those of
-the data, without padding.
+the data, without padding. `at rate` is the share of a step in which this core would do the step's matrix products (as
+torch counts them) at the rate of one large product: the limit is 1.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from typing import Any
 import harness
 import inputs
 
-SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
-"""About 25M parameters with a vocabulary of 4,096 and a head of its own."""
+SMALL = {
+    "hidden_size": 384, "intermediate_size": 1920, "num_hidden_layers": 8, "num_attention_heads": 6,
+    "vocab_size": inputs.VOCABULARY,
+}  # fmt: skip
+"""25.6M parameters."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "micro1": {"model": inputs.TINY, "length": 512, "packed": False, "batch": 1, "steps": 80},
     "micro8": {"model": inputs.TINY, "length": 512, "packed": False, "batch": 8, "steps": 20},
@@ -87,13 +91,15 @@ def recipe(setting: Mapping[str, Any], options: argparse.Namespace, folder: Path
 
 def ptrain(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str, float]:
     """`ptrain run`, from the first step on."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     from ptrain import engine, loop
     from ptrain.recipe.load import load_recipe
     from ptrain.train import open_run, prepare_run
 
     spec = prepare_run(load_recipe(recipe(setting, options, Path(tempfile.mkdtemp()))), None)
     engine.start("cpu", 0)
-    clock = Clock()
+    clock, counter = Clock(), FlopCounterMode(display=False)
 
     class Looks:
         """Where the loop asks after each step whether it has to stop."""
@@ -101,11 +107,29 @@ def ptrain(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[s
         @property
         def requested(self) -> bool:
             clock.look()
+            if len(clock.times) == 1:
+                counter.__enter__()
+            elif len(clock.times) == 2:
+                counter.__exit__(None, None, None)
             return False
 
     run = open_run(spec, Looks())
     loop.train(run)
-    return clock.numbers(run.progress.tokens)
+    numbers = clock.numbers(run.progress.tokens)
+    ideal = counter.get_total_flops() / matrix_rate()
+    return {**numbers, "at rate": 1000 * ideal / numbers["ms"]}
+
+
+def matrix_rate() -> float:
+    """FLOP per CPU second of one large product in fp32."""
+    import torch
+
+    one, times = torch.randn(2048, 2048), []
+    for _ in range(6):
+        begin = time.process_time()
+        one @ one
+        times.append(time.process_time() - begin)
+    return 2 * 2048**3 / min(times)
 
 
 def bare(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str, float]:
@@ -120,10 +144,10 @@ def bare(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str
     folder = Path(tempfile.mkdtemp())
     loaded = load_recipe(recipe(setting, options, folder))
     _, prepared = prepare_data(loaded, folder / "run")
-    rows, size = prepared.train.with_format("numpy"), len(prepared.tokenizer())
+    rows = prepared.train.with_format("numpy")
     clock = Clock()
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **setting["model"], vocab_size=size, tie_word_embeddings=False)
+    config = AutoConfig.for_model("llama", **setting["model"], tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     steps, tokens = WARM + setting["steps"] + 1, 0
@@ -177,7 +201,7 @@ def trl(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str,
     tokenizer = inputs.tokenizer(rows)
     data = load_dataset("json", data_files=str(rows), split="train")
     clock = Clock()
-    config = LlamaConfig(**setting["model"], vocab_size=len(tokenizer), tie_word_embeddings=False)
+    config = LlamaConfig(**setting["model"], tie_word_embeddings=False)
     model = LlamaForCausalLM(config)
 
     class Looks(TrainerCallback):

@@ -60,15 +60,18 @@ def _attention(
     if all(len(lengths) == 1 for lengths in document_lengths):
         # One document a row: what is padded on the right is seen by nobody, and one call beats one for each row.
         return _one(module, query, key, value, sliding_window, kwargs), None
-    rows = []
-    for row, lengths in enumerate(document_lengths):
-        documents = [t[row : row + 1, :, : sum(lengths)].split(lengths, dim=2) for t in (query, key, value)]
-        pieces = [_one(module, q, k, v, sliding_window, kwargs) for q, k, v in zip(*documents, strict=True)]
-        if sum(lengths) < whole:
-            heads, size = query.shape[1], value.shape[3]
-            pieces.append(value.new_zeros(1, whole - sum(lengths), heads, size))
-        rows.append(torch.cat(pieces, dim=1))
-    return torch.cat(rows), None
+    # The batch as one row of documents and padding: split once, so that the backward pass joins gradients once.
+    lengths = [length for row in document_lengths for length in (*row, whole - sum(row))]
+    padding = [at == len(row) for row in document_lengths for at in range(len(row) + 1)]
+    parts = [tensor.transpose(1, 2).flatten(0, 1).split(lengths) for tensor in (query, key, value)]
+    pieces = []
+    for q, k, v, empty in zip(*parts, padding, strict=True):
+        if empty:
+            pieces.append(v.new_zeros(len(v), query.shape[1], v.shape[2]))
+        else:
+            q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
+            pieces.append(_one(module, q, k, v, sliding_window, kwargs)[0])
+    return torch.cat(pieces).unflatten(0, (len(query), whole)), None
 
 
 def _one(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
@@ -50,4 +52,29 @@ def token_logprobs(
 def _logprobs(
     head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    return -cross_entropy(head(states).float(), targets, reduction="none")
+    return _Pick.apply(head(states).float(), targets)
+
+
+class _Pick(torch.autograd.Function):
+    """log softmax(logits)[target] of each row, whose backward pass turns what it kept into the gradient in place.
+
+    `cross_entropy` makes two more tensors of the size of the logits in its backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Logits [n, v] fp32 and targets [n] to values [n]."""
+        logprobs = log_softmax(logits, dim=-1)
+        ctx.save_for_backward(logprobs, targets)
+        return logprobs.gather(1, targets[:, None]).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number of gradients
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        """(one_hot(target) - softmax) x grad; autograd itself refuses a second pass over what was overwritten."""
+        logprobs, targets = ctx.saved_tensors
+        made = logprobs.exp_().mul_(-grad[:, None])
+        made.scatter_add_(1, targets[:, None], grad[:, None])
+        return made, None
