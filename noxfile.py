@@ -47,6 +47,13 @@ def tests(session: nox.Session) -> None:
         session.notify(f"torch_free-{version}")
 
 
+@nox.session(venv_backend="none")
+def tests_full(session: nox.Session) -> None:
+    """Run the suite with all of the matrices of which `tests` runs a part."""
+    bin = full_environment(session)
+    session.run(bin / "pytest", "-m", "", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session(python=OTHER_PYTHONS)
 def torch_free(session: nox.Session) -> None:
     """Byte-compile, and run the tests that need no torch; there has to be none."""

@@ -1,4 +1,4 @@
-"""Resume: bit for bit the uninterrupted run, over accumulation, workers, packing and dropout."""
+"""Resume where something is another: the number of workers, the model, the batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import losses, merged, metrics, run_workers
+from harness import losses, merged, run_workers
 from safetensors.torch import load_file
 
 SAVES = [
@@ -24,41 +24,12 @@ def weights(spec: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in files for name, value in load_file(file).items()}
 
 
-def assert_same(found: Path, expected: Path, exact: bool) -> None:
-    """Losses and weights agree, bit for bit or to 1e-5."""
-    tolerance = 0.0 if exact else 1e-5
+def assert_close(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
+    """Losses and weights agree."""
     torch.testing.assert_close(losses(found), losses(expected), atol=tolerance, rtol=0)
     old = weights(expected)
     for name, value in weights(found).items():
         torch.testing.assert_close(value, old[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_resume_is_exact(workers: int, recipes: Any, prepared: Any) -> None:
-    """Stopped in mid-epoch and at the end of an epoch, resumed twice: the same losses and weights, bit for bit."""
-    cases = []
-    for accumulation, packed, stage in [(1, False, 0), (4, False, 2), (1, True, 3), (4, True, 1)]:
-        recipe = recipes(
-            data={"pack_samples": packed, "max_length": 128, "overlength": "drop"} if packed else {},
-            model={"hf_config_kwargs": {"attention_dropout": 0.1}},
-            micro_batch_size=4 // workers if accumulation == 1 else 1,
-            gradient_accumulation_steps=accumulation if accumulation == 1 else 4 // workers,
-            deepspeed={"zero_optimization": {"stage": stage}},
-            checkpoint=SAVES,
-            epochs=3,
-        )
-        cases.append((recipe, f"a{accumulation}-p{packed}-z{stage}"))
-    whole = [prepared(recipe, f"{name}-whole") for recipe, name in cases]
-    first = [prepared(merged(r, {"exit_iteration": 4}), f"{name}-cut") for r, name in cases]
-    run_workers([*whole, *first], workers)
-    assert [len(losses(spec)) for spec in first] == [4] * len(cases)
-    for stop in (8, 0):
-        again = [prepared(merged(r, {"exit_iteration": stop}), f"{name}-cut", resume=True) for r, name in cases]
-        run_workers(again, workers)
-    for expected, found in zip(whole, first, strict=True):
-        steps = [record["step"] for record in metrics(found)]
-        assert steps == list(range(1, len(steps) + 1)) and len(steps) > 9
-        assert_same(found, expected, exact=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -68,7 +39,7 @@ def test_resume_on_another_number_of_workers(before: int, after: int, recipes: A
     whole, cut = prepared(recipe, "whole"), prepared(merged(recipe, {"exit_iteration": 5}), "cut")
     run_workers([whole, cut], before)
     run_workers([prepared(recipe, "cut", resume=True)], after)
-    assert_same(cut, whole, exact=False)
+    assert_close(cut, whole)
 
 
 def test_a_checkpoint_of_another_model_is_refused(recipes: Any, prepared: Any, tmp_path: Path) -> None:
