@@ -62,6 +62,7 @@ def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add:
     parser.add_argument("--rounds", type=int, default=5, help="how often every case runs (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS (default 1)")
     parser.add_argument("--record", action="store_true", help=f"write results/{name}.json instead of comparing")
+    parser.add_argument("--json", type=Path, help="a file for what was measured")
     if add is not None:
         add(parser)
     options = parser.parse_args()
@@ -72,6 +73,8 @@ def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add:
     result = {**_environment(options), "cases": _medians(rounds), "ratios": _ratios(rounds, ratios)}
     _show(name, result, ratios)
     path = RESULTS / f"{name}.json"
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.record:
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

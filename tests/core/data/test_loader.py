@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -34,7 +35,7 @@ def numbers(batch: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stream_goes_on_where_it_stopped(rows: Dataset, workers: int) -> None:
-    """Starting at step n gives what follows n steps, over the ends of epochs, with and without processes."""
+    """Starting at step n gives what follows n steps, over the ends of epochs, with and without threads."""
     whole = [numbers(batch) for batch in islice(train(rows, 0), 20)]
     for start in (0, 1, 3, 4, 7):
         loader = train(rows, start, workers)
@@ -69,3 +70,31 @@ def test_the_global_generator_is_left_alone(rows: Dataset) -> None:
     list(islice(train(rows, 0, workers=1), 3))
     list(EvalLoader(rows, partial(collate, pad_id=0), 0, 2, 0, 1, 1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_are_gone_with_the_iterator(rows: Dataset) -> None:
+    """Also where it is left in the middle; none of them keeps a run from ending."""
+    before = threading.active_count()
+    stream = iter(train(rows, 0, workers=2))
+    next(stream)
+    assert before < threading.active_count() <= before + 2
+    threads = [one for one in threading.enumerate() if one.name.startswith("loader")]
+    del stream
+    for one in threads:
+        one.join(timeout=60)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_comes_with_its_batch(rows: Dataset, workers: int) -> None:
+    """Not before the batches that are whole, and not never."""
+
+    def fails(batch: Any) -> dict[str, Any]:
+        if batch[0]["input_ids"][0] == 4:
+            raise OSError("the disk is gone")
+        return collate(batch, pad_id=0)
+
+    stream = iter(EvalLoader(rows, fails, 0, 2, 0, 1, workers))
+    assert [numbers(batch) for batch in islice(stream, 2)] == [[0, 1], [2, 3]]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)

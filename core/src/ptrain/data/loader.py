@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
     from ptrain.data.sampler import StepSampler
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
+AHEAD = 2
+"""Micro-batches that each loader thread may be ahead."""
 
 
 @dataclass
 class _Rows:
-    """Micro-batches by their lists of row numbers: what loader processes read."""
+    """Micro-batches by their lists of row numbers: what loader threads read."""
 
     dataset: Dataset
     collate: Collate
@@ -34,23 +38,26 @@ class _Rows:
         return self.collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
 
 
-def _batches(rows: _Rows, numbers: Iterator[list[int]] | Sequence[list[int]], workers: int) -> Iterator[Any]:
-    """The micro-batches, in order, loaded by `workers` processes; torch's own generator is left alone."""
-    if not workers:
-        return (rows[one] for one in numbers)
-    import torch
-    from torch.utils.data import DataLoader
+def _batches(rows: _Rows, numbers: Iterable[list[int]], workers: int) -> Iterator[Any]:
+    """The micro-batches, in order, made ahead by `workers` threads.
 
-    sampler: Any = numbers
-    return iter(
-        DataLoader(
-            rows,  # type: ignore[arg-type]
-            sampler=sampler,
-            batch_size=None,
-            num_workers=workers,
-            generator=torch.Generator(),
-        )
-    )
+    Threads, since a process forked from a training one, which has threads, now and then hangs for ever. They do
+    as well: all that is left to do is to copy tokens out of memory-mapped files.
+    """
+    if not workers:
+        yield from map(rows.__getitem__, numbers)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for one in numbers:
+            waiting.append(pool.submit(rows.__getitem__, one))
+            if len(waiting) > AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass

@@ -148,7 +148,7 @@ class DataConfig(PartConfig):
     num_proc: Positive = 1
     """Processes that prepare the data; the result does not depend on it."""
     dl_num_workers: Count = 0
-    """Processes that load batches during training; 0 loads them in the training process."""
+    """Threads that make batches ahead of training and evaluation; 0 makes each when it is needed."""
     seed: int = 42
     """Seed of the split, of packing and of the order of the rows."""
     cache_dir: Path = Path("~/.cache/ptrain/data")

@@ -1,0 +1,57 @@
+"""What the benchmarks conclude from what they measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    """The module, which is no part of a distribution."""
+    spec = importlib.util.spec_from_file_location("harness", BENCHMARKS / "harness.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["harness"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def measured(median: float, apart: float) -> dict[str, float]:
+    """A ratio whose rounds are so far apart, as a share of their median."""
+    return {"median": median, "lowest": median * (1 - apart / 2), "highest": median * (1 + apart / 2)}
+
+
+@pytest.mark.parametrize(
+    ("better", "now", "then", "says"),
+    [
+        ("more", measured(2.0, 0.05), measured(2.0, 0.05), None),
+        ("more", measured(1.85, 0.05), measured(2.0, 0.05), None),
+        ("more", measured(1.7, 0.05), measured(2.0, 0.05), "worse than recorded"),
+        ("more", measured(3.0, 0.05), measured(2.0, 0.05), None),
+        ("less", measured(1.3, 0.05), measured(1.1, 0.05), "worse than recorded"),
+        ("less", measured(0.9, 0.05), measured(1.1, 0.05), None),
+        ("less", measured(1.1, 0.01), measured(1.07, 0.01), "1.10x instead of 1.07x, noise 2%"),
+        ("less", measured(1.0, 0.3), measured(1.0, 0.1), "too noisy"),
+        ("more", measured(2.0, 0.05), None, None),
+    ],
+)
+def test_worse_by_more_than_the_noise(
+    harness: ModuleType, better: str, now: dict[str, float], then: dict[str, float] | None, says: str | None
+) -> None:
+    """Which is how far the rounds of both were apart."""
+    found = harness._judge("speed", harness.Ratio("a.n", "b.n", better), now, then)
+    assert found is None if says is None else says in found
+
+
+def test_ratios_are_taken_within_a_round(harness: ModuleType) -> None:
+    """A slow round is slow for both cases."""
+    rounds: list[Any] = [{"a": {"n": 2.0 * slow}, "b": {"n": 1.0 * slow}} for slow in (1.0, 5.0, 2.0)]
+    found = harness._ratios(rounds, {"speed": harness.Ratio("a.n", "b.n", "more")})
+    assert found == {"speed": {"median": 2.0, "lowest": 2.0, "highest": 2.0}}
