@@ -16,9 +16,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture(scope="module")
 def harness() -> ModuleType:
     """The module, which is no part of a distribution."""
-    spec = importlib.util.spec_from_file_location("harness", BENCHMARKS / "harness.py")
+    spec = importlib.util.spec_from_file_location("benchmark_harness", BENCHMARKS / "harness.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules["harness"] = importlib.util.module_from_spec(spec)
+    module = sys.modules["benchmark_harness"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
