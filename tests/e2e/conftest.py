@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from harness import WORDS, conversations, merged, write_rows
 
 
@@ -85,3 +86,22 @@ def prepared(tmp_path: Path) -> Callable[..., Path]:
         return prepare_run(load_recipe(merged(recipe, {"output_dir": str(folder)})), None, resume=resume)
 
     return prepare
+
+
+SAVES = [
+    {"type": "deepspeed", "save_every_n_steps": 50},
+    {"type": "huggingface", "save_end_of_training": True},
+]
+
+
+@pytest.fixture
+def recipe_file(recipes: Any, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe as YAML."""
+
+    def write(name: str = "run", **changes: Any) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        recipe = merged(recipes(micro_batch_size=2, checkpoint=SAVES, epochs=3), changes)
+        path.write_text(yaml.safe_dump(merged({"output_dir": str(tmp_path / name)}, recipe)))
+        return path
+
+    return write

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 WORDS = [
@@ -96,3 +101,78 @@ def metrics(spec: Path) -> list[dict[str, Any]]:
 def losses(spec: Path) -> list[float]:
     """The losses of a run, by step."""
     return [record["loss"] for record in metrics(spec)]
+
+
+TIMES = ("seconds", "tokens_per_second")
+"""Of a line of the metrics, what is another each time."""
+
+
+def left(spec: Path) -> dict[str, Any]:
+    """What a run has left: its metrics without times, and the weights that it exported."""
+    lines = [json.loads(line) for line in (spec.parent / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    files = sorted((spec.parent / "model" / "latest").glob("*.safetensors"))
+    weights = {name: value for file in files for name, value in load_file(file).items()}
+    assert weights
+    return {"metrics": metrics, "weights": weights}
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Which of what two runs have left is not the same, bit for bit."""
+    wrong = []
+    if found["metrics"] != expected["metrics"]:
+        pairs = itertools.zip_longest(found["metrics"], expected["metrics"])
+        wrong.append("metrics: {} instead of {}".format(*next(pair for pair in pairs if pair[0] != pair[1])))
+    if found.get("ids") != expected.get("ids"):
+        wrong.append("ids")
+    old = expected["weights"]
+    return wrong + [name for name, value in found["weights"].items() if not (value == old[name]).all()]
+
+
+# The real command
+
+
+def start(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command `ptrain` in a process of its own."""
+    quiet = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "ptrain_cli", *map(str, arguments)]
+    whole = {**os.environ, **quiet, **(env or {})}
+    return subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """The command, run to its end."""
+    return finish(start(*arguments))
+
+
+def wait_for_steps(path: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the run has done so many steps."""
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_text().count('"loss"') < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no step in two minutes"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that descend from `pid`."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Wait for the end of processes."""
+    deadline = time.monotonic() + 30
+    while left_over := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"still there: {left_over}"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

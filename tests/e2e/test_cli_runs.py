@@ -3,78 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from harness import conversations, losses, merged, write_rows
-
-SAVES = [
-    {"type": "deepspeed", "save_every_n_steps": 50},
-    {"type": "huggingface", "save_end_of_training": True},
-]
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def recipe_file(recipes: Any, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a recipe as YAML."""
-
-    def write(name: str = "run", **changes: Any) -> Path:
-        path = tmp_path / f"{name}.yaml"
-        recipe = merged(recipes(micro_batch_size=2, checkpoint=SAVES, epochs=3), changes)
-        path.write_text(yaml.safe_dump(merged({"output_dir": str(tmp_path / name)}, recipe)))
-        return path
-
-    return write
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """The command `ptrain` in a process of its own."""
-    env = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "ptrain_cli", *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
-    """Exit code, output and errors."""
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
-def run(*arguments: str | Path) -> tuple[int, str, str]:
-    """The command, run to its end."""
-    return finish(start(*arguments))
-
-
-def wait_for_steps(path: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    """Wait until the run has done so many steps."""
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.read_text().count('"loss"') < steps:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no step in two minutes"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """Processes that descend from `pid`."""
-    import psutil
-
-    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process still runs."""
-    import psutil
-
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+from harness import conversations, finish, losses, run, start, wait_for_steps, write_rows
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -115,31 +50,6 @@ def test_the_export_loads_and_generates(recipe_file: Any, tmp_path: Path) -> Non
     assert made.shape[1] > ids.shape[1]
     config = json.loads((Path(folder) / "config.json").read_text())
     assert "ptrain" not in json.dumps(config)
-
-
-def test_a_dead_worker_stops_the_run(recipe_file: Any, tmp_path: Path) -> None:
-    """SIGKILL of one worker: the other stops, the exit code is not 0, nothing is left behind."""
-    process = start("run", recipe_file(train_iters=100_000), "--workers", "2")
-    wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
-    workers = children(process.pid)
-    assert len(workers) >= 2
-    os.kill(workers[-1], signal.SIGKILL)
-    code, _, err = finish(process)
-    assert code not in (0, 75) and "worker" in err
-    assert not any(alive(pid) for pid in workers)
-
-
-def test_killing_the_command_leaves_no_orphans(recipe_file: Any, tmp_path: Path) -> None:
-    """SIGKILL of the parent takes the workers along."""
-    process = start("run", recipe_file(train_iters=100_000), "--workers", "2")
-    wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
-    workers = children(process.pid)
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers outlive the command"
-        time.sleep(0.1)
 
 
 def test_a_used_run_directory_is_refused_then_restarted(recipe_file: Any, tmp_path: Path) -> None:

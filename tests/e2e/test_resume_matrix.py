@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import conversations, run_workers, write_rows
-from safetensors.torch import load_file
+from harness import conversations, differences, left, run_workers, write_rows
 
 MOMENTS = ("mid-epoch", "end of an epoch", "killed a step after a save", "inside an evaluation")
 SAVE_EVERY, EVALUATE_EVERY, EPOCHS = 3, 2, 3
-TIMES = ("seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -120,29 +118,12 @@ def steps_per_epoch(spec: Path) -> int:
 
 def made(spec: Path) -> dict[str, Any]:
     """All that a run has left: metrics without times, the ids of every step on every worker, the weights."""
-    lines = [json.loads(line) for line in (spec.parent / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
     ids: dict[str, str] = {}
     for file in sorted(spec.parent.glob("ids-*.jsonl")):
         for line in map(json.loads, file.read_text().splitlines()):
             key = f"{file.stem} step {line['step']}"
             assert ids.setdefault(key, line["ids"]) == line["ids"], f"{key} was given other rows when it was repeated"
-    files = sorted((spec.parent / "model" / "latest").glob("*.safetensors"))
-    weights = {name: value for file in files for name, value in load_file(file).items()}
-    assert weights
-    return {"metrics": metrics, "ids": ids, "weights": weights}
-
-
-def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """What is not the same, bit for bit."""
-    wrong = []
-    if found["metrics"] != expected["metrics"]:
-        pairs = itertools.zip_longest(found["metrics"], expected["metrics"])
-        wrong.append("metrics: {} instead of {}".format(*next(pair for pair in pairs if pair[0] != pair[1])))
-    if found["ids"] != expected["ids"]:
-        wrong.append("ids")
-    old = expected["weights"]
-    return wrong + [name for name, value in found["weights"].items() if not (value == old[name]).all()]
+    return {**left(spec), "ids": ids}
 
 
 @pytest.mark.timeout(3600)

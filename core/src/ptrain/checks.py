@@ -169,7 +169,7 @@ def check_space(run: Run, directory: Path, parameters: int) -> None:
         free = free_bytes(Path(target).absolute())
         if free < need:
             raise CheckpointError(
-                f"a checkpoint needs about {need / 1e9:.2f} GB, and `{target}` has {free / 1e9:.2f} GB free",
+                f"a checkpoint needs about {need:,} bytes, and `{target}` has {free:,} free",
                 fix="free some space, or put the checkpoints on another disk (`output_dir`)",
             )
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,30 +134,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("one")
     write(root, OLD)
     return root
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a small file system of its own."""
-    mounted: list[Path] = []
-
-    def do(folder: Path, options: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if sys.platform != "linux" or not shutil.which("mount"):
-            pytest.skip("there is no `mount` with tmpfs here")
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"mounting a tmpfs is not permitted here: {done.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield do
-    for folder in mounted:
-        # One may have been renamed along with its parent.
-        targets = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        for target in [t for t in targets if t == str(folder) or t.startswith(f"{tmp_path}/")]:
-            subprocess.run(["umount", target], check=True)
 
 
 # Writing

@@ -43,11 +43,11 @@ def wait_for(name):
     while not (here / name).exists():
         time.sleep(0.01)
 def fail(error):
-    from ptrain.launch.failure import ERROR_DIR, Failure
+    from ptrain.launch.failure import Failure, folders
     try:
         raise error
     except Exception as raised:
-        Failure.of(raised, rank).write(Path(os.environ[ERROR_DIR]))
+        Failure.of(raised, rank).leave(folders())
 note(f"pid-{rank}", os.getpid())
 """
 

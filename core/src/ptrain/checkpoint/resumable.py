@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptrain.checkpoint import store
 from ptrain.errors import CheckpointError, PluginError
 from ptrain.parts import Checkpoint
 from ptrain.recipe.sections import CheckpointConfig
@@ -62,6 +63,7 @@ class DeepSpeedCheckpoint(Checkpoint):
 
         plain, tensors = divided(states)
         if tensors:
+            store.fault(f"write {PLUGINS}")
             save_file(tensors, path / PLUGINS)
         batch = run.recipe.micro_batch_size * run.accumulation * run.data_world
         state = {
@@ -78,6 +80,7 @@ class DeepSpeedCheckpoint(Checkpoint):
             "frozen": dict(frozen),
             "plugins": plain,
         }
+        store.fault(f"write {STATE}")
         (path / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
     def load(self, run: Run, path: Path) -> None:
@@ -248,6 +251,7 @@ class Shards:
     def close(self) -> None:
         """Write what is held, and the index."""
         self._flush()
+        store.fault(f"write {INDEX}")
         (self._path / INDEX).write_text(json.dumps(self._index, indent=1), encoding="utf-8")
 
     @property
@@ -258,6 +262,7 @@ class Shards:
         from safetensors.torch import save_file
 
         if self._held:
+            store.fault(f"write {self._file}")
             save_file(self._held, self._path / self._file)
             self._held, self._bytes, self._number = {}, 0, self._number + 1
 

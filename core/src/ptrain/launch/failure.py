@@ -16,7 +16,7 @@ from pathlib import Path
 from ptrain.errors import PtrainError
 
 ERROR_DIR = "PTRAIN_ERROR_DIR"
-"""The variable that tells a worker in which folder to leave its failure."""
+"""The variable that tells a worker in which folder to leave its failure; the others serve where it can't be written."""
 
 LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|closed by (remote )?peer|socket (closed|timeout)"
@@ -86,9 +86,26 @@ class Failure:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{self.rank}.json"
         staged = path.with_suffix(f".{os.getpid()}.tmp")
-        staged.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        staged.replace(path)
+        try:
+            staged.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
         return path
+
+    def leave(self, folders: Iterable[Path]) -> None:
+        """Write the failure into the first folder that takes it: the disk may be full, which may be the failure."""
+        for folder in folders:
+            try:
+                self.write(folder)
+                return
+            except OSError:
+                continue
+
+
+def folders() -> list[Path]:
+    """Where this worker may leave its failure."""
+    return [Path(folder) for folder in os.environ.get(ERROR_DIR, "").split(os.pathsep) if folder]
 
 
 def _place(frames: traceback.StackSummary) -> str:

@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptrain.launch import failure, guard
@@ -38,6 +39,7 @@ class Job:
         workers: how many.
         output: where their output goes.
         error_dir: the folder where they leave why they failed.
+        spare: another one, for when that one can't be written to.
         env: their environment, to which the variables of each worker are added.
         port: of rank 0, where the user chose one; otherwise each start takes a free one.
         cores: the CPU cores of each worker, where they are bound to some.
@@ -51,6 +53,7 @@ class Job:
     output: Output
     error_dir: Path
     env: Mapping[str, str]
+    spare: Path | None = None
     port: int | None = None
     cores: Sequence[Sequence[int]] = ()
     grace: float = 5.0
@@ -64,9 +67,15 @@ def supervise(job: Job) -> int:
     0: all are done. 75: they stopped on request, having saved. Otherwise the code of the failure that came
     first, which is the last thing printed; 128 + n where it was signal n.
     """
+    with tempfile.TemporaryDirectory(prefix="ptrain-") as spare:
+        return _supervise(replace(job, spare=Path(spare)))
+
+
+def _supervise(job: Job) -> int:
     code = 1
     for attempt in range(1, ATTEMPTS + 1):
-        failure.clear(job.error_dir)
+        for folder in _folders(job):
+            failure.clear(folder)
         code, cause = _attempt(job)
         if cause is None:
             return code
@@ -127,7 +136,7 @@ def _failed(job: Job, workers: list[Worker], ended: list[Worker], requests: list
     who = job.launcher or "the process"
     silent = {w.rank: Failure.of_exit(w.process.returncode, w.rank, who) for w in ended}
     _stop(left, job.grace)
-    told = {found.rank: found for found in failure.read(job.error_dir)}
+    told = {found.rank: found for folder in _folders(job) for found in failure.read(folder)}
     cause = failure.first((told if told and job.launcher else {**silent, **told}).values())
     return cause.exit_code or 1, cause
 
@@ -188,10 +197,11 @@ def _start(job: Job, rank: int, port: int) -> Worker:
 
 def _environment(job: Job, rank: int, port: int) -> dict[str, str]:
     """The environment of one worker."""
+    folders = os.pathsep.join(str(folder.absolute()) for folder in _folders(job))
     if job.launcher:
-        return {**job.env, ERROR_DIR: str(job.error_dir.absolute())}
+        return {**job.env, ERROR_DIR: folders}
     place = Topology(rank, job.workers, rank, job.workers, "127.0.0.1", port, "environment")
-    env = {**job.env, **place.environment(), ERROR_DIR: str(job.error_dir.absolute())}
+    env = {**job.env, **place.environment(), ERROR_DIR: folders}
     if job.cores:
         env.setdefault("OMP_NUM_THREADS", str(len(job.cores[rank])))
     elif job.workers > 1 and accelerators(job.env) == 0:
@@ -201,6 +211,11 @@ def _environment(job: Job, rank: int, port: int) -> dict[str, str]:
         # All workers are here; the address of this machine's own name may not work, or not resolve.
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return env
+
+
+def _folders(job: Job) -> list[Path]:
+    """Where workers leave why they failed."""
+    return [job.error_dir, job.spare] if job.spare is not None else [job.error_dir]
 
 
 def _send(workers: list[Worker], number: int) -> None:

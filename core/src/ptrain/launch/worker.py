@@ -9,13 +9,13 @@ import io
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ptrain.launch import guard
 from ptrain.launch.environment import LaunchError, Topology
-from ptrain.launch.failure import ERROR_DIR, Failure
+from ptrain.launch.failure import Failure, folders
 from ptrain.launch.signals import Stop, listening
 
 PROFILES = ("tottime", "cumtime", "disable")
@@ -36,7 +36,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             # Whole lines at once: several workers may write to one console.
             stream.reconfigure(line_buffering=True, write_through=False)
-    folder = os.environ.get(ERROR_DIR)
 
     def show(failure: Failure) -> None:
         # The supervisor shows what came first; rank 0 has the console, the others their log file.
@@ -44,21 +43,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             sys.stderr.write("\n".join(failure.traceback) + "\n")
 
     with listening(settle=SETTLE) as stop:
-        code = recorded(lambda: train(given.spec, stop, given.python_profile), show, Path(folder) if folder else None)
+        code = recorded(lambda: train(given.spec, stop, given.python_profile), show, folders())
     leave(code)
 
 
-def recorded(work: Callable[[], int], show: Callable[[Failure], None], folder: Path | None = None) -> int:
-    """The exit code of `work`; if it fails, why is left in `folder` and then shown."""
+def recorded(work: Callable[[], int], show: Callable[[Failure], None], places: Sequence[Path] = ()) -> int:
+    """The exit code of `work`; if it fails, why is left in the first of `places` that takes it, and then shown."""
     try:
         return work()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
         failure = Failure.of(error, Topology.from_environment(os.environ).rank)
-        if folder is not None:
-            with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-                failure.write(folder)
+        failure.leave(places)
         show(failure)
         return failure.exit_code
 
