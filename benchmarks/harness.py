@@ -107,7 +107,7 @@ def _value(one: Mapping[str, Mapping[str, float]], name: str) -> float:
 
 def _medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     return {
-        case: {name: statistics.median(one[case][name] for one in rounds) for name in numbers}
+        case: {name: statistics.median(one[case][name] for one in rounds if name in one[case]) for name in numbers}
         for case, numbers in rounds[0].items()
     }
 

@@ -46,7 +46,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        self.before = _memory()
+        self.before = memory()
 
     def look(self) -> None:
         """Note the time."""
@@ -57,10 +57,11 @@ class Clock:
         steps = [b - a for a, b in zip(self.times[WARM:], self.times[WARM + 1 :], strict=False)]
         whole = sum(steps)
         rate = tokens / (len(self.times) - 1) * len(steps) / whole
-        return {"ms": 1000 * statistics.median(steps), "tokens/CPU-s": rate, "MiB": _memory() - self.before}
+        return {"ms": 1000 * statistics.median(steps), "tokens/CPU-s": rate, "MiB": memory() - self.before}
 
 
-def _memory() -> float:
+def memory() -> float:
+    """The highest memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -157,7 +158,7 @@ def bare(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str
     order = drawn.permutation(len(rows)).tolist()
     for step in range(steps):
         chosen = [order[(step * setting["batch"] + at) % len(order)] for at in range(setting["batch"])]
-        batch, count = _batch([rows[at] for at in chosen], setting["packed"])
+        batch, count = padded([rows[at] for at in chosen], setting["packed"])
         out = model(**batch, use_cache=False)
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -170,7 +171,7 @@ def bare(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str
     return clock.numbers(tokens)
 
 
-def _batch(rows: list[Any], packed: bool) -> tuple[dict[str, Any], int]:
+def padded(rows: list[Any], packed: bool) -> tuple[dict[str, Any], int]:
     """Padded (or packed) rows as the model's own arguments, and their tokens."""
     import torch
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -55,3 +57,16 @@ def test_ratios_are_taken_within_a_round(harness: ModuleType) -> None:
     rounds: list[Any] = [{"a": {"n": 2.0 * slow}, "b": {"n": 1.0 * slow}} for slow in (1.0, 5.0, 2.0)]
     found = harness._ratios(rounds, {"speed": harness.Ratio("a.n", "b.n", "more")})
     assert found == {"speed": {"median": 2.0, "lowest": 2.0, "highest": 2.0}}
+
+
+def test_the_gpu_benchmark_in_small(tmp_path: Path) -> None:
+    """On whatever device there is: each figure, and the five largest costs of both."""
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--shape", "tiny", "--length", "256"]
+    command += ["--steps", "1", "--rounds", "1"]
+    subprocess.run([*command, "--json", str(tmp_path / "found.json")], check=True, timeout=300)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["ratios"]["tokens per second, ptrain to bare"]["median"] > 0
+    for numbers in found["cases"].values():
+        assert 0 < numbers["MFU"] < 1 and numbers["tokens/s"] > 0 and numbers["GiB"] > 0
+        costs = [share for name, share in numbers.items() if name.startswith("% ")]
+        assert len(costs) == 5 and costs == sorted(costs, reverse=True) and sum(costs) < 100

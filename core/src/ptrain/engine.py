@@ -144,6 +144,8 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"deepspeed")
+    # Older versions of transformers know no other name for it.
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`gradient_checkpointing_enable`")
 
 
 def close() -> None:

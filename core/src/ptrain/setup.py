@@ -15,6 +15,8 @@ from ptrain.trackers.console import Console
 from ptrain.trackers.jsonl import JsonLines
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ptrain.parts import Tracker
     from ptrain.recipe.load import Loaded
 
@@ -82,7 +84,9 @@ def create_model(run: Run) -> None:
 
 
 def describe(run: Run) -> None:
-    """Print what will happen."""
+    """Print what will happen, and what was chosen where the recipe leaves it open."""
+    from ptrain.model.attention import explained
+
     recipe, parameters = run.recipe, sum(getattr(p, "ds_numel", p.numel()) for p in run.model.parameters())
     batch = recipe.micro_batch_size * run.accumulation * run.data_world
     run.say(
@@ -91,3 +95,9 @@ def describe(run: Run) -> None:
         f"({recipe.micro_batch_size} x {run.accumulation} x {run.data_world} workers), ZeRO {run.engine.stage}, "
         f"{recipe.model.dtype} on {run.device.type}"
     )
+    run.say(f"attention: {explained(run.model.config)}; activations are {_activations(run.model)}")
+
+
+def _activations(model: PreTrainedModel) -> str:
+    recomputed = "computed again in the backward pass, which takes less memory and more time"
+    return recomputed if model.is_gradient_checkpointing else "kept for the backward pass"

@@ -108,6 +108,12 @@ def implementation(config: PretrainedConfig, wanted: str) -> str:
     return wanted
 
 
+def explained(config: PretrainedConfig) -> str:
+    """For people: which attention a model was made with."""
+    name = config._attn_implementation
+    return "sdpa within each document, without a mask" if name == NAME else f"`{name}` as transformers has it"
+
+
 def refuse_packing(config: PretrainedConfig, name: str) -> None:
     """Raise ModelError where documents of one row could see each other.
 
