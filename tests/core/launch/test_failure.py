@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +122,16 @@ def test_a_whole_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
         f"  output: {tmp_path}/rank-2.log",
         f"  traceback: {tmp_path}/rank-2.json",
     ]
+
+
+def test_a_folder_that_takes_nothing_is_passed_over(mount: Any, tmp_path: Path) -> None:
+    """The failure may be that its disk is full; nothing half-written stays there."""
+    full, spare = mount(tmp_path / "full", "size=4k"), tmp_path / "spare"
+    (full / "filler").write_bytes(bytes(4096))
+    made = failed(ValueError("x" * 9000), 2)
+    made.leave([full, spare])
+    assert failure.read(spare) == [made]
+    assert [path.name for path in full.iterdir()] == ["filler"]
 
 
 class Terminal(io.StringIO):

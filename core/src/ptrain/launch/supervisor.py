@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,8 +69,12 @@ def supervise(job: Job) -> int:
     0: all are done. 75: they stopped on request, having saved. Otherwise the code of the failure that came
     first, which is the last thing printed; 128 + n where it was signal n.
     """
-    with tempfile.TemporaryDirectory(prefix="ptrain-") as spare:
-        return _supervise(replace(job, spare=Path(spare)))
+    # A name alone: a worker makes the folder when it needs it, so that a supervisor that is killed leaves none.
+    spare = Path(tempfile.gettempdir()) / f"ptrain-{uuid.uuid4().hex}"
+    try:
+        return _supervise(replace(job, spare=spare))
+    finally:
+        shutil.rmtree(spare, ignore_errors=True)
 
 
 def _supervise(job: Job) -> int:
@@ -81,12 +87,12 @@ def _supervise(job: Job) -> int:
             return code
         if attempt < ATTEMPTS and job.port is None and not job.launcher and _port_taken(cause):
             continue
-        log = job.output.log(cause.rank)
+        log, told = job.output.log(cause.rank), job.error_dir / f"rank-{cause.rank}.json"
         show_failure(
             cause,
             ranks=job.workers > 1 or (bool(job.launcher) and bool(cause.kind)),
             debug=job.debug,
-            traceback=job.error_dir / f"rank-{cause.rank}.json",
+            traceback=told if told.is_file() else None,
             log=log if log is not None and log.is_file() else None,
         )
         break
