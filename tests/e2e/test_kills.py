@@ -86,10 +86,11 @@ def spec_of(recipe: Path) -> Path:
     return Path(yaml.safe_load(recipe.read_text())["output_dir"]) / "run.json"
 
 
-def some(points: list[str]) -> list[int]:
-    """The places of a few points, one of each kind of step on the way."""
-    wanted = ("write state.json", "write manifest", "rename", "rename pointer", "delete old")
-    return [points.index(one) + 1 for one in wanted]
+def some(points: list[str], workers: int) -> list[int]:
+    """The places of a few points on the way."""
+    few = ("write state.json", "rename pointer", "delete old")
+    more = ("write manifest", "rename") if workers == 1 else ()
+    return sorted(points.index(one) + 1 for one in (*few, *more))
 
 
 def check_whole(root: Path, before: str, after: str) -> None:
@@ -110,7 +111,7 @@ def test_killed_at_each_point_of_a_save(workers: int, every: bool, recipe: Any, 
     assert code == 0, err
     points = (faults.parent / "points").read_text().splitlines()
     assert [points[0], points[-1]] == ["make staging folder", "delete old"] and len(points) > 12
-    chosen = range(1, len(points) + 1) if every else some(points)
+    chosen = range(1, len(points) + 1) if every else some(points, workers)
 
     def killed(at: int) -> Path:
         one = recipe(f"killed-{at:02d}-before-{points[at - 1].replace(' ', '-')}", train_iters=6)

@@ -99,5 +99,7 @@ def describe(run: Run) -> None:
 
 
 def _activations(model: PreTrainedModel) -> str:
-    recomputed = "computed again in the backward pass, which takes less memory and more time"
-    return recomputed if model.is_gradient_checkpointing else "kept for the backward pass"
+    # The model's own property was renamed; what it asks its modules was not.
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "computed again in the backward pass, which takes less memory and more time"
+    return "kept for the backward pass"
