@@ -16,7 +16,7 @@ from pathlib import Path
 from ptrain.errors import PtrainError
 
 ERROR_DIR = "PTRAIN_ERROR_DIR"
-"""The variable that tells a worker in which folder to leave its failure; the others serve where it can't be written."""
+"""The variable with the folders, a line each, of which the first that can be written to is for a worker's failure."""
 
 LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|closed by (remote )?peer|socket (closed|timeout)"
@@ -105,7 +105,7 @@ class Failure:
 
 def folders() -> list[Path]:
     """Where this worker may leave its failure."""
-    return [Path(folder) for folder in os.environ.get(ERROR_DIR, "").split(os.pathsep) if folder]
+    return [Path(folder) for folder in os.environ.get(ERROR_DIR, "").splitlines()]
 
 
 def _place(frames: traceback.StackSummary) -> str:

@@ -203,7 +203,7 @@ def _start(job: Job, rank: int, port: int) -> Worker:
 
 def _environment(job: Job, rank: int, port: int) -> dict[str, str]:
     """The environment of one worker."""
-    folders = os.pathsep.join(str(folder.absolute()) for folder in _folders(job))
+    folders = "\n".join(str(folder.absolute()) for folder in _folders(job))
     if job.launcher:
         return {**job.env, ERROR_DIR: folders}
     place = Topology(rank, job.workers, rank, job.workers, "127.0.0.1", port, "environment")
