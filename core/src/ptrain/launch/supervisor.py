@@ -203,9 +203,9 @@ def _start(job: Job, rank: int, port: int) -> Worker:
 
 def _environment(job: Job, rank: int, port: int) -> dict[str, str]:
     """The environment of one worker."""
-    folders = "\n".join(str(folder.absolute()) for folder in _folders(job))
     if job.launcher:
-        return {**job.env, ERROR_DIR: folders}
+        return {**job.env, ERROR_DIR: str(job.error_dir.absolute())}
+    folders = "\n".join(str(folder.absolute()) for folder in _folders(job))
     place = Topology(rank, job.workers, rank, job.workers, "127.0.0.1", port, "environment")
     env = {**job.env, **place.environment(), ERROR_DIR: folders}
     if job.cores:
