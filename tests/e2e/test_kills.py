@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -175,7 +176,8 @@ def kill_command(process: Any, workers: list[int]) -> tuple[int, str]:
 def kill_all(process: Any, workers: list[int]) -> tuple[int, str]:
     """As the kernel does when memory is short, or a batch system when the time is up."""
     for pid in [process.pid, *workers]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # without the command, the others die by themselves
+            os.kill(pid, signal.SIGKILL)
     code, _, err = finish(process)
     return code, err
 
