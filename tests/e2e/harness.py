@@ -103,7 +103,7 @@ def losses(spec: Path) -> list[float]:
     return [record["loss"] for record in metrics(spec)]
 
 
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "memory_gib")
 """Of a line of the metrics, what is another each time."""
 
 

@@ -9,6 +9,7 @@ of accumulation steps (switched off), and it decides on its own when a step is o
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -166,6 +167,16 @@ def sum_over_workers(values: list[float], device: torch.device) -> list[float]:
 def any_worker(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is true on some worker; every worker must ask."""
     return sum_over_workers([float(flag)], device)[0] > 0
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this worker has had so far, in GiB: of its GPU, or of its process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:

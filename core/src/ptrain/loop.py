@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ptrain import saving
+from ptrain.engine import peak_memory
 from ptrain.results import StopRequested
 from ptrain.seeds import seed_everything
 
@@ -73,6 +74,7 @@ def advance(run: Run, result: StepResult, began: float) -> None:
     result.metrics["epoch"] = progress.step / run.steps_per_epoch
     result.metrics["seconds"] = seconds
     result.metrics["tokens_per_second"] = result.metrics.get("tokens", 0.0) / seconds
+    result.metrics["memory_gib"] = peak_memory(run.device)
     run.trackers.log(run, {"step": progress.step, **result.metrics})
 
 

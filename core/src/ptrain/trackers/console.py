@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
+BESIDE = 30
+"""Columns that the rest of the bar takes at the least, without the numbers of its steps."""
+
 _console: RichConsole | None = None
 
 
@@ -34,7 +37,7 @@ def say(message: str) -> None:
 
 
 class Console(Tracker):
-    """Step, loss, learning rate, gradient norm, tokens a second and the time left."""
+    """Step, epoch, loss, learning rate, gradient norm, tokens a second, memory and the time left."""
 
     class Config(TrackerConfig):
         """Keys of `console`."""
@@ -53,13 +56,13 @@ class Console(Tracker):
         """Move the bar, or print a line each time that `loss_log_interval` says so."""
         if "loss" not in metrics:
             return say(f"evaluation after step {metrics['step']}: {_evaluation(metrics)}")
-        text = describe(metrics)
         if self._bar is not None and self._task is not None:
+            text = describe(metrics, console().width - BESIDE - 2 * len(str(run.total_steps)))
             self._bar.update(self._task, completed=metrics["step"], text=text)
             return None
         every = run.recipe.loss_log_interval if run.recipe.train_log_iter_interval else 0
         shown = every and (metrics["step"] % every == 0 or metrics["step"] == run.total_steps)
-        return say(f"step {metrics['step']}/{run.total_steps} {text}") if shown else None
+        return say(f"step {metrics['step']}/{run.total_steps} {describe(metrics)}") if shown else None
 
     def finish(self, run: Run) -> None:
         """Take the bar down."""
@@ -67,12 +70,21 @@ class Console(Tracker):
             self._bar.stop()
 
 
-def describe(metrics: Mapping[str, Any]) -> str:
-    """The metrics of a step on one line."""
-    return (
-        f"loss {metrics['loss']:.4f}  lr {metrics.get('lr', math.nan):.2e}  "
-        f"norm {metrics.get('grad_norm', math.nan):.2f}  {metrics.get('tokens_per_second', 0):,.0f} tok/s"
-    )
+def describe(metrics: Mapping[str, Any], room: int | None = None) -> str:
+    """The metrics of a step on one line of at most `room` characters, the less important ones left out first."""
+    parts = {
+        "epoch": f"epoch {metrics.get('epoch', math.nan):.2f}",
+        "loss": f"loss {metrics['loss']:.4f}",
+        "lr": f"lr {metrics.get('lr', math.nan):.2e}",
+        "norm": f"norm {metrics.get('grad_norm', math.nan):.2f}",
+        "rate": f"{metrics.get('tokens_per_second', 0):,.0f} tok/s",
+        "memory": f"{metrics.get('memory_gib', math.nan):.1f} GiB",
+    }
+    for name in ("memory", "norm", "epoch", "lr", "rate"):
+        if room is None or len("  ".join(parts.values())) <= room:
+            break
+        del parts[name]
+    return "  ".join(parts.values())
 
 
 def _evaluation(metrics: Mapping[str, Any]) -> str:
