@@ -9,9 +9,9 @@ the floor: the tokenizer's own batch call on the rendered texts, with all cores 
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,9 +81,11 @@ def trl(options: argparse.Namespace) -> Mapping[str, float]:
 def _timed(options: argparse.Namespace, rows: Path, prepare: Callable[[Path], float]) -> Mapping[str, float]:
     """Prepare a few rows first: what is imported or built once is no part of the rate."""
     prepare(inputs.written(options.data, 8))
-    begin, before = time.perf_counter(), _memory()
-    fullness = prepare(rows)
-    return _numbers(options, time.perf_counter() - begin, before, fullness)
+    with Memory() as memory:
+        begin = time.perf_counter()
+        fullness = prepare(rows)
+        seconds = time.perf_counter() - begin
+    return {"rows/s": options.rows / seconds, "seconds": seconds, "MiB more": memory.more, "fullness": fullness}
 
 
 def encoding(options: argparse.Namespace) -> Mapping[str, float]:
@@ -92,24 +94,41 @@ def encoding(options: argparse.Namespace) -> Mapping[str, float]:
     tokenizer = inputs.tokenizer(rows)
     said = [one["messages"] for one in inputs.messages(options.data, options.rows)]
     texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in said]
-    begin, before = time.perf_counter(), _memory()
+    begin = time.perf_counter()
     for start in range(0, len(texts), 1000):
         tokenizer.backend_tokenizer.encode_batch(texts[start : start + 1000], add_special_tokens=False)
-    return _numbers(options, time.perf_counter() - begin, before, 1.0)
+    seconds = time.perf_counter() - begin
+    return {"rows/s": options.rows / seconds, "seconds": seconds}
 
 
-def _memory() -> float:
-    """The highest memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class Memory:
+    """How much more memory this process has taken within a context, in MiB; pages of mapped files are not counted."""
+
+    def __enter__(self) -> Memory:
+        self._before = self._most = _anonymous()
+        self._over = threading.Event()
+        self._looking = threading.Thread(target=self._look)
+        self._looking.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._looking.join()
+
+    @property
+    def more(self) -> float:
+        """At its highest."""
+        return (self._most - self._before) / 1024
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            self._most = max(self._most, _anonymous())
 
 
-def _numbers(options: argparse.Namespace, seconds: float, before: float, fullness: float) -> Mapping[str, float]:
-    return {
-        "rows/s": options.rows / seconds,
-        "seconds": seconds,
-        "MiB more": _memory() - before,
-        "fullness": fullness,
-    }
+def _anonymous() -> int:
+    """In KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -165,8 +165,11 @@ def test_second_time_is_a_hit(recipe: Recipe) -> None:
     assert "train: 60 rows, 60 samples" in first.lines()[0]
 
 
-def test_the_number_of_processes_does_not_matter(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_number_of_processes_does_not_matter(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are the same, byte for byte."""
+    monkeypatch.setattr("ptrain.data.shards.START_SECONDS", 0.0)
     (tmp_path / "rows.jsonl").write_text(rows(2500))
     found = []
     for processes in (1, 2):

@@ -12,6 +12,8 @@ from families import family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ptrain.data import processes as processes_module
+from ptrain.data import shards
 from ptrain.data.documents import Documents
 from ptrain.data.encode import IGNORED
 from ptrain.data.process import counted, encode_conversations, encode_texts
@@ -203,8 +205,16 @@ def test_texts_have_both_ends() -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_the_number_of_processes_does_not_matter(processes: int, tmp_path: Path) -> None:
-    """The same documents, counts and files, over several shards."""
+def test_the_number_of_processes_does_not_matter(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same documents, counts and files, over several shards; the first is made before processes start."""
+    monkeypatch.setattr(shards, "START_SECONDS", 0.0)
+    asked: list[range] = []
+    run = processes_module.in_processes
+    monkeypatch.setattr(
+        processes_module, "in_processes", lambda task, numbers, n: asked.append(numbers) or run(task, numbers, n)
+    )
     rows = chats([("q" * (at % 7), f"answer {at} " * (1 + at % 11)) for at in range(2300)])
     found = []
     for count in (1, processes):
@@ -215,11 +225,19 @@ def test_the_number_of_processes_does_not_matter(processes: int, tmp_path: Path)
             encode_conversations(rows, TOKENIZER, report, max_length=60, overlength="drop")
         files = {file.name: file.read_bytes() for file in (folder / "shards").iterdir()}
         found.append((files, report))
-    assert len(found[0][0]) == 3 and found[0] == found[1]
+    assert len(found[0][0]) == 3 and found[0] == found[1] and asked == [range(1, 3)]
 
 
-def test_errors_of_processes_are_the_same(tmp_path: Path) -> None:
+def test_no_process_is_started_for_a_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take longer to start than all of the work."""
+    monkeypatch.delattr(processes_module, "in_processes")
+    with using(Workspace(tmp_path, num_proc=8)):
+        encode_conversations(chats([SHORT] * 1100), TOKENIZER, Report())
+
+
+def test_errors_of_processes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is named, and no process is left behind."""
+    monkeypatch.setattr(shards, "START_SECONDS", 0.0)
     rows = chats([SHORT] * 1500)
     said = [*rows["messages"][:1400], [{"role": "tool", "content": "x"}], *rows["messages"][1401:]]
     with using(Workspace(tmp_path, num_proc=2)), pytest.raises(DataError, match=r"row 1401: the chat template leaves"):
@@ -242,11 +260,9 @@ def test_counts_of_the_result() -> None:
 
 def test_a_process_that_dies_is_said(tmp_path: Path) -> None:
     """Instead of waiting for it."""
-    from ptrain.data.processes import in_processes
-
     task = {"rows": str(tmp_path / "none"), "tokenizer": str(tmp_path), "folder": str(tmp_path), "job": {}}
     with pytest.raises(PtrainError, match="a process that prepares data died with exit code 1"):
-        list(in_processes(task, 3, 2))
+        list(processes_module.in_processes(task, range(3), 2))
 
 
 def test_what_a_template_does_not_write_is_noted() -> None:

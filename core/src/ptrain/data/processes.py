@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
@@ -62,8 +62,8 @@ class _Process:
             pass
 
 
-def in_processes(task: Mapping[str, Any], count: int, processes: int) -> Iterator[str]:
-    """The files of the shards 0 to `count`, in order, made by so many processes.
+def in_processes(task: Mapping[str, Any], numbers: Iterable[int], processes: int) -> Iterator[str]:
+    """The files of the shards with these numbers, in order, made by so many processes.
 
     Raises:
         PtrainError: of the first shard that is wrong.
@@ -83,7 +83,7 @@ def in_processes(task: Mapping[str, Any], count: int, processes: int) -> Iterato
 
     pool = ThreadPoolExecutor(processes)
     try:
-        waiting: list[Future[str]] = [pool.submit(ask, number) for number in range(count)]
+        waiting: list[Future[str]] = [pool.submit(ask, number) for number in numbers]
         for future in waiting:
             yield future.result()
     finally:

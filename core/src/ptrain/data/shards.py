@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 ROWS = 1000
 """Rows of a shard."""
+START_SECONDS = 4.0
+"""What it takes until processes are at work, since each of them imports transformers: they have to save more."""
 REPORT = b"report"
 READ = ("messages", TOOLS, "text", "input_ids", "labels", ORIGIN)
 """The columns that encoding reads."""
@@ -80,30 +83,35 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, job: Job, repor
     folder = space.folder / "shards"
     folder.mkdir(exist_ok=True)
     count = -(-len(dataset) // ROWS)
-    made = _in_processes if space.num_proc > 1 and count > 1 else _here
     files: list[Path] = []
     with progress("preparing", len(dataset)) as done:
-        for file in made(dataset, tokenizer, job, folder, count):
+        for file in _made(dataset, tokenizer, job, folder, count):
             files.append(file)
             report.add(Report.of(json.loads(mapped(file).schema.metadata[REPORT])))
             done(ROWS)
     return Documents(files)
 
 
-def _here(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, job: Job, folder: Path, count: int) -> Iterator[Path]:
-    shards = Shards(dataset, Work(tokenizer, job), folder)
-    return (shards.make(number) for number in range(count))
+def _made(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, job: Job, folder: Path, count: int) -> Iterator[Path]:
+    """The files of all shards; the first are made here, the others by processes where that saves time."""
+    processes = workspace().num_proc
+    shards, began = Shards(dataset, Work(tokenizer, job), folder), time.perf_counter()
+    for number in range(count):
+        rest = (time.perf_counter() - began) / max(number, 1) * (count - number)
+        if number and rest * (1 - 1 / processes) > START_SECONDS:
+            yield from _in_processes(dataset, tokenizer, job, folder, range(number, count))
+            return
+        yield shards.make(number)
 
 
 def _in_processes(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, job: Job, folder: Path, count: int
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, job: Job, folder: Path, numbers: range
 ) -> Iterator[Path]:
     from ptrain.data.processes import in_processes
 
     space = workspace()
-    Work(tokenizer, job)  # what is wrong with the tokenizer is said here, once
     rows = write_dataset(dataset, space.path("raw.arrow"))
     place = space.path("tokenizer")
     tokenizer.save_pretrained(place)
     task = {"rows": str(rows), "tokenizer": str(place), "folder": str(folder), "job": job.json()}
-    yield from map(Path, in_processes(task, count, min(space.num_proc, count)))
+    yield from map(Path, in_processes(task, numbers, min(space.num_proc, len(numbers))))

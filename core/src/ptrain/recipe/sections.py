@@ -146,7 +146,7 @@ class DataConfig(PartConfig):
     pad_to: Literal["div_length", "max_length"] = "div_length"
     """What rows are padded to: the longest of the micro-batch, or always `max_length`."""
     num_proc: Positive = 1
-    """Processes that prepare the data; the result does not depend on it."""
+    """Processes that prepare the data, where it is enough for them to save time; the result does not depend on it."""
     dl_num_workers: Count = 0
     """Threads that make batches ahead of training and evaluation; 0 makes each when it is needed."""
     seed: int = 42
