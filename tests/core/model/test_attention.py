@@ -114,10 +114,31 @@ def test_the_model_itself_is_asked(family: str) -> None:
     def call(stage: str, **arguments: Any) -> Any:
         return getattr(stages, stage)(run, **arguments)
 
-    run: Any = SimpleNamespace(model=model, device=torch.device("cpu"), call=call)
+    recipe = SimpleNamespace(micro_batch_size=1, eval_micro_batch_size=None)
+    run: Any = SimpleNamespace(model=model, device=torch.device("cpu"), call=call, recipe=recipe)
     if family == "rwkv":
         with pytest.raises(ModelError, match="see each other in RwkvForCausalLM"):
             check_apart(run)
     else:
         check_apart(run)
     assert model.training
+
+
+@pytest.mark.parametrize(("micro", "evaluation", "apart"), [(1, None, True), (2, None, False), (1, 4, False)])
+def test_the_model_is_asked_about_several_rows(micro: int, evaluation: int | None, apart: bool) -> None:
+    """Transformers' flash attention finds documents by their positions in batches of one row alone."""
+    config = AutoConfig.for_model("llama", **{**SMALL, "num_hidden_layers": 1})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation(config, "sdpa")).float()
+
+    def call(stage: str, model: Any, batch: dict[str, Any]) -> Any:
+        if len(batch["input_ids"]) > 1:
+            batch = {**batch, "document_lengths": [[sum(row)] for row in batch["document_lengths"]]}
+        return hidden(model, batch)
+
+    recipe = SimpleNamespace(micro_batch_size=micro, eval_micro_batch_size=evaluation)
+    run: Any = SimpleNamespace(model=model, device=torch.device("cpu"), call=call, recipe=recipe)
+    if apart:
+        check_apart(run)
+    else:
+        with pytest.raises(ModelError, match="see each other in LlamaForCausalLM"):
+            check_apart(run)

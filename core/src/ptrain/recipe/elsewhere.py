@@ -153,7 +153,7 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
         "biencoder": _EMBED,
         "embed": _EMBED,
         "liger": Elsewhere(
-            "fused kernels are no other kind of model here: they are used where the device has them",
+            "fused kernels are no other kind of model here, and Liger's are not used yet",
             "write `huggingface`",
         ),
     },
