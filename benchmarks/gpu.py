@@ -161,8 +161,8 @@ def matrix_rate() -> float:
 def ptrain(options: argparse.Namespace) -> Mapping[str, float]:
     """`ptrain run`."""
     from ptrain import engine, loop
+    from ptrain.job import open_spec, prepare_run
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import open_run, prepare_run
 
     spec = prepare_run(load_recipe(recipe(options, Path(tempfile.mkdtemp()))), None)
     engine.start(device(), 0)
@@ -176,7 +176,7 @@ def ptrain(options: argparse.Namespace) -> Mapping[str, float]:
             clock.look()
             return False
 
-    run = open_run(spec, Looks())
+    run = open_spec(spec, Looks())
     loop.train(run)
     return clock.numbers(options, run.train_data.with_format("numpy"))
 
@@ -186,8 +186,8 @@ def bare(options: argparse.Namespace) -> Mapping[str, float]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from ptrain.job import prepare_data
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_data
 
     folder = Path(tempfile.mkdtemp())
     _, prepared = prepare_data(load_recipe(recipe(options, folder)), folder / "run")

@@ -25,8 +25,8 @@ LENGTH = 512
 
 def ptrain(options: argparse.Namespace) -> Mapping[str, float]:
     """What `ptrain prepare` does in this process, from the file to the packed rows on disk."""
+    from ptrain.job import prepare_data
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_data
 
     folder = Path(tempfile.mkdtemp())
     rows = inputs.written(options.data, options.rows)

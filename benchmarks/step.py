@@ -95,8 +95,8 @@ def ptrain(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[s
     from torch.utils.flop_counter import FlopCounterMode
 
     from ptrain import engine, loop
+    from ptrain.job import open_spec, prepare_run
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import open_run, prepare_run
 
     spec = prepare_run(load_recipe(recipe(setting, options, Path(tempfile.mkdtemp()))), None)
     engine.start("cpu", 0)
@@ -114,7 +114,7 @@ def ptrain(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[s
                 counter.__exit__(None, None, None)
             return False
 
-    run = open_run(spec, Looks())
+    run = open_spec(spec, Looks())
     loop.train(run)
     numbers = clock.numbers(run.progress.tokens)
     ideal = counter.get_total_flops() / matrix_rate()
@@ -139,8 +139,8 @@ def bare(setting: Mapping[str, Any], options: argparse.Namespace) -> Mapping[str
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, get_scheduler
 
+    from ptrain.job import prepare_data
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_data
 
     folder = Path(tempfile.mkdtemp())
     loaded = load_recipe(recipe(setting, options, folder))

@@ -55,11 +55,12 @@ def together(recipe: Path, environ: dict[str, str]) -> Callable[..., list[tuple[
 
 Together = Callable[..., list[tuple[int, str, str]]]
 RUN = ["ptrain_cli", "run", "tiny.yaml"]
+AGAIN = ["-o", "output_dir=runs/tiny/latest"]
 
 
 def steps(folder: Path) -> int:
     """How many steps the run recorded."""
-    return len((folder / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines())
+    return len((folder / "runs" / "tiny" / "latest" / "metrics.jsonl").read_text().splitlines())
 
 
 def slurm(rank: int, job: int) -> dict[str, str]:
@@ -75,7 +76,7 @@ def test_torchrun(together: Together, recipe: Path) -> None:
     [(code, out, err)] = together((torchrun, {}))
     assert code == 0, err
     assert "2 workers" in out and steps(recipe.parent) == 3
-    [(code, _, err)] = together((torchrun, {}))
+    [(code, _, err)] = together(([*torchrun, *AGAIN], {}))
     assert code != 0
     assert err.count("error: ") == 1 and "is not empty" in err  # said once, by the one that prepares
 
@@ -85,7 +86,7 @@ def test_slurm(together: Together, recipe: Path) -> None:
     outcomes = together((RUN, slurm(1, job)), (RUN, slurm(0, job)))
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes
     assert steps(recipe.parent) == 3
-    again = together((RUN, slurm(0, job + 1)), (RUN, slurm(1, job + 1)))
+    again = together(([*RUN, *AGAIN], slurm(0, job + 1)), ([*RUN, *AGAIN], slurm(1, job + 1)))
     assert [code for code, _, _ in again] == [2, 2]
     assert "is not empty" in again[0][2] and again[1][2] == ""
 
@@ -99,7 +100,7 @@ def test_a_failing_worker_under_torchrun(together: Together, recipe: Path) -> No
     """The last error that is shown before torchrun's own report is the cause."""
     (recipe.parent / "fault.py").write_text(FAULT)
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *RUN, "--code", "fault.py"]
-    [(code, _, err)] = together((torchrun, {}))
+    [(code, _, err)] = together(([*torchrun, *AGAIN], {}))
     assert code != 0
     shown = [line for line in err.splitlines() if line.startswith("error: ")]
     assert shown and all(line.startswith("error: rank 1: ") and "on purpose" in line for line in shown)

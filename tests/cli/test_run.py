@@ -72,7 +72,7 @@ def start(recipe: Path, environ: dict[str, str]) -> Iterator[Callable[..., subpr
             text=True,
         )
         started.append(process)
-        metrics = recipe.parent / "runs" / "tiny" / "metrics.jsonl"
+        metrics = recipe.parent / "runs" / "tiny" / "latest" / "metrics.jsonl"
         wait_for(lambda: process.poll() is not None or (metrics.exists() and metrics.stat().st_size > 0))
         assert process.poll() is None, process.communicate()
         return process
@@ -92,7 +92,7 @@ def test_one_worker_and_its_profile(ptrain: Ptrain, recipe: Path) -> None:
     assert code == 0, err
     assert "Ordered by: internal time" in err
     assert str(recipe.parent / "runs" / "tiny") in out.splitlines()[-1]
-    lines = (recipe.parent / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    lines = (recipe.parent / "runs" / "tiny" / "latest" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
@@ -114,7 +114,7 @@ def test_one_failing_worker_of_two(ptrain: Ptrain, recipe: Path, fault: str, exi
     assert "Traceback" not in out + err
     if "raise" in fault:
         assert "fault.py:13" in err
-        assert "on purpose" in (recipe.parent / "runs" / "tiny" / "logs" / "rank-1.log").read_text()
+        assert "on purpose" in (recipe.parent / "runs" / "tiny" / "latest" / "logs" / "rank-1.log").read_text()
     assert len(noted(recipe.parent)) == 4
     assert not any(alive(pid) for pid in noted(recipe.parent))
 
@@ -128,12 +128,12 @@ def test_a_request_to_stop_saves_and_can_be_resumed(
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (75, f"{NOTICE}\n")
     assert "--resume" in out.splitlines()[-1]
-    lines = (recipe.parent / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    lines = (recipe.parent / "runs" / "tiny" / "latest" / "metrics.jsonl").read_text().splitlines()
     done = json.loads(lines[-1])["step"]
     more = ["-o", f"exit_iteration={done + 1}", "--resume", "--workers", str(workers)]
     code, _, err = ptrain("run", recipe.name, *ENDLESS, *RESUMABLE, *more)
     assert code == 0, err
-    lines = (recipe.parent / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    lines = (recipe.parent / "runs" / "tiny" / "latest" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == done + 1
 
 
@@ -167,4 +167,4 @@ def test_other_ranks_can_be_shown(ptrain: Ptrain, recipe: Path) -> None:
     code, out, err = ptrain("run", recipe, "--workers", "2", "--code", "speak.py", *shown)
     assert code == 0, err
     assert {"here is 0", "[rank 1] here is 1"} <= set(out.splitlines())
-    assert "here is 1" in (recipe.parent / "runs" / "tiny" / "logs" / "rank-1.log").read_text()
+    assert "here is 1" in (recipe.parent / "runs" / "tiny" / "latest" / "logs" / "rank-1.log").read_text()

@@ -76,8 +76,8 @@ def recipes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recip
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., Path]:
     """Prepares a recipe given as a mapping and returns the file that workers start from."""
+    from ptrain.job import prepare_run
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_run
 
     number = iter(range(10_000))
 

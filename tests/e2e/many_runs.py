@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ptrain import loop
-from ptrain.train import open_run
+from ptrain.job import open_spec
 
 
 class Killed(BaseException):
@@ -67,7 +67,7 @@ def main(specs: list[str]) -> int:
     """Train each; 0 when all went through."""
     for spec in map(Path, specs):
         cut = Cut(spec.parent)
-        run = cut.run = open_run(spec, cut)
+        run = cut.run = open_spec(spec, cut)
         record_ids(run)
         try:
             outcome = loop.train(run)

@@ -29,9 +29,9 @@ from harness import (
 )
 
 from ptrain.checkpoint import store
+from ptrain.job import prepare_run
 from ptrain.launch.supervisor import free_port
 from ptrain.recipe.load import load_recipe
-from ptrain.train import prepare_run
 
 FAULTS = """
 import os, signal, time

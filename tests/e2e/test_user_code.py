@@ -13,8 +13,8 @@ import torch
 from harness import losses, merged, run_workers
 
 from ptrain.errors import PtrainError
+from ptrain.job import prepare_run
 from ptrain.recipe.load import load_recipe
-from ptrain.train import prepare_run
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def play(block: Block, folder: Path) -> None:
                 run(command, folder, int(code[1]) if code else 0)
     elif block.language == "python":
         printed = run([sys.executable, "-c", block.text], folder).splitlines()
-        for line in re.findall(r"^print\(.*\)  # (.*)$", block.text, re.MULTILINE):
+        for line in re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE):
             assert line in printed, printed
     elif block.language == "yaml":
         written = yaml.safe_load(block.text)

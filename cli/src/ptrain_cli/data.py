@@ -109,12 +109,12 @@ def audit_command(
     from dataclasses import asdict
 
     from ptrain.data.audit import audit, stops
+    from ptrain.directory import run_directory
     from ptrain.recipe.load import load_recipe
     from ptrain.run import Run
-    from ptrain.train import run_directory
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
-    run = Run(loaded, run_directory(loaded.recipe, recipe).absolute())
+    run = Run(loaded, run_directory(loaded.recipe, recipe))
     found = audit(run)
     reasons = stops(run, found)
     if as_json:

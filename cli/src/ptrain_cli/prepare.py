@@ -34,8 +34,9 @@ def command(
 
 def prepared_data(recipe: Path, override: list[str] | None, code: Path | None, allow_code: bool) -> Prepared:
     """The prepared data of a recipe, from the cache or made now; its counts are printed."""
+    from ptrain.directory import run_directory
+    from ptrain.job import prepare_data
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_data, run_directory
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
-    return prepare_data(loaded, run_directory(loaded.recipe, recipe).absolute())[1]
+    return prepare_data(loaded, run_directory(loaded.recipe, recipe))[1]

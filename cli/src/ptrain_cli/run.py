@@ -144,12 +144,12 @@ def command(
     ] = "",
 ) -> int:  # fmt: skip
     """Train what a recipe says."""
+    from ptrain.job import prepare_run
     from ptrain.launch.plan import Arguments, make_plan
     from ptrain.launch.start import start
     from ptrain.launch.together import prepare_together
     from ptrain.launch.worker import leave
     from ptrain.recipe.load import load_recipe
-    from ptrain.train import prepare_run
 
     arguments = Arguments(
         workers=workers,

@@ -47,10 +47,16 @@ from ptrain.results import Batch, Loss, Progress, StepResult
 
 if TYPE_CHECKING:
     from ptrain import stages
+    from ptrain.api import OpenRun, Result, open_run, train
     from ptrain.run import Run
-    from ptrain.train import Result, train
 
-LAZY = {"Run": "ptrain.run", "train": "ptrain.train", "Result": "ptrain.train"}
+LAZY = {
+    "OpenRun": "ptrain.api",
+    "Result": "ptrain.api",
+    "Run": "ptrain.run",
+    "open_run": "ptrain.api",
+    "train": "ptrain.api",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -78,6 +84,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "ModelError",
+    "OpenRun",
     "Optimizer",
     "OptimizerConfig",
     "PluginError",
@@ -102,6 +109,7 @@ __all__ = [
     "TrainingError",
     "callback",
     "hookimpl",
+    "open_run",
     "register",
     "stages",
     "train",

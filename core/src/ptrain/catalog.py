@@ -82,8 +82,11 @@ class Catalog:
         return cls(tuple(sorted(offer for offers in found.values() for offer in offers)))
 
     def with_classes(self, classes: Mapping[Offer, type]) -> Catalog:
-        """This catalog and `classes` besides."""
-        return Catalog(tuple(sorted({*self.all, *classes})), {**self.classes, **classes})
+        """This catalog and `classes` besides, which take the place of classes with the same kind and name."""
+        new = {(offer.kind, offer.name) for offer in classes}
+        gone = {offer for offer in self.classes if (offer.kind, offer.name) in new}
+        kept = {offer: cls for offer, cls in self.classes.items() if offer not in gone}
+        return Catalog(tuple(sorted({*self.all} - gone | {*classes})), {**kept, **classes})
 
     def offers(self, kind: str) -> list[Offer]:
         """What is on offer of one kind, by name."""

@@ -1,9 +1,8 @@
-"""What is checked before any worker starts: the run directory and the disk."""
+"""What is checked before any worker starts: that a run may go on, the model and the disk."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,34 +19,13 @@ BYTES_PER_PARAMETER = 12
 """fp32 weights and two moments: what a resumable checkpoint holds."""
 
 
-def check_directory(directory: Path, *, resume: bool, restart: bool) -> None:
-    """Raise RecipeError where the run directory can't be used.
-
-    It can't be made or written, or it belongs to a run with another recipe, or to one that was not asked to
-    be resumed.
-    """
-    parent = directory
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RecipeError(
-            f"the run directory `{directory}` can't be written", fix="set `output_dir` to a folder that is yours"
-        )
-    if restart or not directory.exists() or not any(directory.iterdir()):
-        return
-    if not resume:
-        raise RecipeError(
-            f"the run directory `{directory}` is not empty",
-            fix="add `--resume` to go on with that run, `--restart` to begin anew (the old one is renamed), "
-            "or `-o output_dir=...`",
-        )
-
-
 def recipe_hash(loaded: Loaded, recipe: Recipe) -> str:
     """The hash of the keys that change results, and of the user's code."""
+    from ptrain.local import CALLER
     from ptrain.recipe.dump import result_hash
 
-    return result_hash(recipe, loaded.user_code.sha256 if loaded.user_code else "")
+    own = [offer.version for offer in loaded.origins.values() if offer.distribution == CALLER]
+    return result_hash(recipe, "".join([loaded.user_code.sha256 if loaded.user_code else "", *sorted(own)]))
 
 
 def check_same_recipe(run: Run, data: str) -> None:
@@ -56,7 +34,7 @@ def check_same_recipe(run: Run, data: str) -> None:
     Args:
         data: the digest of the prepared training rows.
     """
-    from ptrain.recipe.dump import dump
+    from ptrain.recipe.dump import dump, with_effect
 
     spec = run.dir / "run.json"
     if not spec.exists():
@@ -66,7 +44,7 @@ def check_same_recipe(run: Run, data: str) -> None:
         if content["data"] != data:
             raise _other_data(f"the run in `{run.dir}`")
         return
-    changed = differing(content["recipe"], dump(run.recipe))
+    changed = differing(with_effect(content["recipe"]), with_effect(dump(run.recipe)))
     raise RecipeError(
         f"`{run.dir}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the user code differs"),
         fix="resume with the recipe of that run, or give this one its own `output_dir`",
@@ -159,7 +137,7 @@ def check_packing(run: Run, rows: Dataset) -> None:
 
 def check_space(run: Run, directory: Path, parameters: int) -> None:
     """Raise CheckpointError where not even one checkpoint of so many parameters would fit on the disk."""
-    from ptrain.train import free_bytes
+    from ptrain.directory import free_bytes
 
     if not any(part.config.enabled for part in run.parts.checkpoints):
         return

@@ -1,6 +1,7 @@
 """The user's own code: a plain Python file that is the top layer of a run's plugins (`--code train.py`).
 
-It runs only when it was asked for: with `--code`, or with `code:` in the recipe and `--allow-code`.
+It runs only when it was asked for: with `--code`, or with `code:` in the recipe and `--allow-code`. In Python, what
+the caller's own file (or notebook) defines can take its place: see `caller_code`.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TypeVar
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
 
+from ptrain import hooks
 from ptrain.catalog import Offer
 from ptrain.errors import PluginError, Position, RecipeError
 
@@ -26,6 +29,9 @@ _registered: contextvars.ContextVar[list[tuple[str, str, type]] | None] = contex
     "registered", default=None
 )
 """What `register` marks while a file runs."""
+_of_caller: dict[tuple[str, str], type] = {}
+"""What it marks otherwise: the newest class of each kind and name, for recipes that are loaded in this process."""
+CALLER = "your code"
 _loaded_before: set[str] = set()
 """Modules that user code brought in: they are read anew for the next recipe."""
 
@@ -35,14 +41,14 @@ class UserCode:
     """The user's code, as it ran.
 
     Attributes:
-        path: the file.
+        path: the file; None for what the caller of `ptrain.train` gave as `plugins`.
         module: the imported module.
         text: what stood in the file; kept with the run.
         sha256: of that text.
         classes: what it registered.
     """
 
-    path: Path
+    path: Path | None
     module: ModuleType
     text: str
     sha256: str
@@ -55,7 +61,8 @@ def register(kind: str, name: str) -> Callable[[C], C]:
         @ptrain.register("trainer", "my_custom_trainer")
         class MyTrainer(SFT): ...
 
-    It counts for the recipe that is being loaded, and does nothing where the file is merely imported.
+    In a file that a recipe names (or `--code`) it counts for that recipe alone; in a script or notebook for every
+    recipe that is loaded there afterwards. A class that is defined again takes the place of the former.
 
     Raises:
         PluginError: there is no such kind, or the name is no plain text.
@@ -70,9 +77,70 @@ def register(kind: str, name: str) -> Callable[[C], C]:
     def mark(cls: C) -> C:
         if (found := _registered.get()) is not None:
             found.append((kind, name, cls))
+        else:
+            _of_caller[kind, name] = cls
         return cls
 
     return mark
+
+
+def caller_classes() -> dict[Offer, type]:
+    """What this process itself registered, outside of any file of user code."""
+    return {
+        Offer(kind, name, CALLER, _digest(_source(cls))[:12], f"{cls.__module__}:{cls.__qualname__}"): cls
+        for (kind, name), cls in _of_caller.items()
+    }
+
+
+def caller_code(plugins: Sequence[Any]) -> UserCode | None:
+    """The top layer of a run that Python starts: functions marked with `hookimpl` or `callback`, or modules of them.
+
+    Raises:
+        PluginError: something else is among them.
+    """
+    module = ModuleType(CALLER)
+    texts = []
+    for plugin in plugins:
+        marked = [plugin] if isinstance(plugin, FunctionType) else _marked(plugin)
+        if not marked or not all(_is_marked(function) for function in marked):
+            raise PluginError(
+                f"`{getattr(plugin, '__name__', plugin)}` in `plugins` is no plugin",
+                expected="a function marked with `@ptrain.hookimpl` or `@ptrain.callback`, or a module of such",
+                fix="mark it; name a class for the recipe with `@ptrain.register(kind, name)`, and leave it out here",
+            )
+        for function in marked:
+            setattr(module, function.__name__, function)
+        texts.append(_source(plugin))
+    text = "\n\n".join(texts)
+    return UserCode(None, module, text, _digest(text), {}) if plugins else None
+
+
+def _marked(plugin: Any) -> list[FunctionType]:
+    members = vars(plugin).values() if isinstance(plugin, ModuleType) else ()
+    return [value for value in members if isinstance(value, FunctionType) and _is_marked(value)]
+
+
+def _is_marked(function: Any) -> bool:
+    return hasattr(function, "ptrain_impl") or hasattr(function, hooks.CALLBACK)
+
+
+def _source(thing: Any) -> str:
+    """The text of a function, class or module, with the file that it stands in: what else there is may be used by it.
+
+    Where no text can be had, what it was compiled to.
+    """
+    found = []
+    for part in (thing, sys.modules.get(getattr(thing, "__module__", "") or "")):
+        try:
+            found.append(inspect.getsource(part) if part is not None else "")
+        except (OSError, TypeError):
+            code = getattr(part, "__code__", None)
+            found.append(repr((code.co_code, code.co_names)) if code is not None else "")
+    return "\n".join(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_code(path: Path) -> UserCode:
@@ -86,7 +154,7 @@ def load_code(path: Path) -> UserCode:
     """
     path = path.expanduser().resolve()
     text = _text_of(path)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = _digest(text)
     for name in _loaded_before & set(sys.modules):
         del sys.modules[name]
     _loaded_before.clear()

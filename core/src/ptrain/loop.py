@@ -11,7 +11,9 @@ from ptrain.results import StopRequested
 from ptrain.seeds import seed_everything
 
 if TYPE_CHECKING:
-    from ptrain.results import StepResult
+    from collections.abc import Iterator
+
+    from ptrain.results import Batch, StepResult
     from ptrain.run import Run
 
 
@@ -38,12 +40,7 @@ def iterate(run: Run) -> str:
     evaluate_if_due(run)
     stream = iter(run.train_loader)
     while run.progress.step < last:
-        began = time.perf_counter()
-        seed_everything(run.recipe.seed, run.progress.step, run.data_rank)
-        batches = [next(stream) for _ in range(run.accumulation)]
-        result: StepResult = run.call("step", batches=batches)
-        advance(run, result, began)
-        run.call("on_step_end", result=result)
+        one_step(run, stream)
         run.stop_if_asked()
         if run.progress.step < last:
             evaluate_if_due(run)
@@ -52,6 +49,17 @@ def iterate(run: Run) -> str:
     if outcome == "done" and trained and run.progress.evaluated < run.progress.step:
         evaluate(run)
     return outcome
+
+
+def one_step(run: Run, stream: Iterator[Batch]) -> StepResult:
+    """Do the next optimizer step on the next batches of `stream`, and record it."""
+    began = time.perf_counter()
+    seed_everything(run.recipe.seed, run.progress.step, run.data_rank)
+    batches = [next(stream) for _ in range(run.accumulation)]
+    result: StepResult = run.call("step", batches=batches)
+    advance(run, result, began)
+    run.call("on_step_end", result=result)
+    return result
 
 
 def last_step(run: Run) -> tuple[int, str]:

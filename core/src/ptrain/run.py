@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptrain import hooks, stages
 from ptrain.errors import PluginError, Problem, RecipeError
+from ptrain.local import CALLER
 from ptrain.plugin import Layer, Stack
 from ptrain.recipe.env import resolve
 from ptrain.results import Progress, StopRequested
@@ -233,10 +234,10 @@ def layers_of(loaded: Loaded) -> list[Layer]:
     layers = [core, _layer(loaded, trainer, loaded.recipe.type)]
     for name, feature in loaded.features.items():
         layers.append(_layer(loaded, feature(loaded.recipe.plugins[name]), name))
-    if loaded.user_module is not None:
-        module = loaded.user_module
+    if loaded.user_code is not None:
+        module, path = loaded.user_code.module, loaded.user_code.path
         callbacks = [(event, f) for f in vars(module).values() for event in getattr(f, hooks.CALLBACK, ())]
-        layers.append(Layer(module, "user code", str(module.__file__), callbacks, user=True))
+        layers.append(Layer(module, "user code", str(path or CALLER), callbacks, user=True))
     return layers
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptrain.checks import check_model
+from ptrain.directory import KILL_SWITCH
 from ptrain.run import Run, steps_for
 from ptrain.seeds import seed_everything
 from ptrain.trackers import Trackers
@@ -27,7 +28,6 @@ def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any)
 
     from ptrain import engine
     from ptrain.launch.environment import Topology
-    from ptrain.train import KILL_SWITCH
 
     topology = Topology.from_environment(os.environ)
     run = Run.on(loaded, directory, topology)

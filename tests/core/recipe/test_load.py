@@ -106,7 +106,7 @@ def test_the_chosen_classes(load: Load) -> None:
     assert [cls.__name__ for cls in loaded.features.values()] == ["Splitter"]
     assert {offer.distribution for offer in loaded.origins.values()} == {"ptrain-tiny"}
     assert set(loaded.origins) >= {loaded.trainer, loaded.model, *loaded.sources, *loaded.features.values()}
-    assert loaded.user_module is None
+    assert loaded.user_code is None
 
 
 def test_positions(load: Load) -> None:

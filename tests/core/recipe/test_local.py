@@ -77,8 +77,8 @@ def test_with_leave(load: Load, code: Path) -> None:
     assert loaded.recipe.trainer.model_dump() == {"weight": 0.25}
     assert loaded.recipe.code == code
     assert loaded.scheduler.__name__ == "Schedule"
-    assert loaded.user_module is sys.modules["train_mine"]
     assert loaded.user_code is not None
+    assert loaded.user_code.module is sys.modules["train_mine"]
     assert loaded.user_code.text == TRAINER
     assert loaded.user_code.sha256 == hashlib.sha256(TRAINER.encode()).hexdigest()
     offer = loaded.origins[loaded.trainer]
@@ -88,7 +88,7 @@ def test_with_leave(load: Load, code: Path) -> None:
 def test_the_argument_needs_no_leave_and_wins(load: Load, code: Path, tmp_path: Path) -> None:
     other = tmp_path / "other_code.py"
     other.write_text("import ptrain\nONE = 1\n")
-    assert load(code=other).user_module is not None
+    assert load(code=other).user_code is not None
     assert (
         load("type: tiny\ncode: own/train_mine.py\nmodel: {}\ndata: {sources: [a]}\n", code=other).recipe.code == other
     )
@@ -111,9 +111,9 @@ def test_files_of_one_name_in_two_folders(load: Load, code: Path, tmp_path: Path
     other = tmp_path / "two" / "train_mine.py"
     other.parent.mkdir()
     other.write_text("HERE = 2\n")
-    module = load(code=other).user_module
-    assert module is not None
-    assert module.HERE == 2
+    user = load(code=other).user_code
+    assert user is not None
+    assert user.module.HERE == 2
 
 
 def test_a_name_that_is_offered_too(load: Load, code: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from harness import losses, run_workers
 
 from ptrain.data.cache import Prepared, open_prepared
+from ptrain.job import prepare_run
 from ptrain.recipe.load import load_recipe
-from ptrain.train import prepare_run
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 SFT = ["gsm8k_train", "medquad_qa", "self_instruct_human", "sgd_multiturn"]

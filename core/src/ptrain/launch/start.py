@@ -29,7 +29,7 @@ def start(plan: Plan, spec: Path, logger: LoggerConfig, *, debug: bool = False, 
     A failure has been shown when this returns. One worker trains in this process.
 
     Args:
-        spec: the file in the run directory that `ptrain.train.prepare_run` left for the workers.
+        spec: the file in the run directory that `ptrain.job.prepare_run` left for the workers.
         logger: that section of the recipe.
         debug: show tracebacks.
         python_profile: profile local rank 0 and print the result sorted by "tottime" or "cumtime".

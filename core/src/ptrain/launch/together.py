@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import json
 import socket
 import time
@@ -21,16 +22,19 @@ from ptrain.launch.environment import LaunchError, Topology
 
 ARRIVAL = datetime.timedelta(minutes=5)
 """How long workers may start after each other."""
-PREPARED = "ptrain/prepared"
-SEEN = "ptrain/seen-"
-"""Keys in the store."""
+PREPARED = "ptrain/{}/prepared"
+SEEN = "ptrain/{}/seen-{}"
+"""Keys in the store, by the number of the meeting, and the latter by rank too."""
 POLL = 0.2
 VISIBLE = 60.0
 """Seconds until a file that another host wrote must be seen; shared file systems cache."""
 
 
+_meetings = itertools.count()
+
+
 def prepare_together(topology: Topology, prepare: Callable[[], Path]) -> Path:
-    """What `prepare` returns on rank 0, on every rank. Call it once in a process.
+    """What `prepare` returns on rank 0, on every rank; each has to call it equally often.
 
     Raises:
         PtrainError: what `prepare` raises, on rank 0; or the workers can't meet, or don't see the same files.
@@ -39,10 +43,10 @@ def prepare_together(topology: Topology, prepare: Callable[[], Path]) -> Path:
     if topology.world == 1:
         return prepare()
     _check_address(topology)
-    store = _store(topology)
+    store, meeting = _store(topology), next(_meetings)
     if topology.rank == 0:
-        return _lead(store, topology, prepare)
-    return _follow(store, topology)
+        return _lead(store, topology, meeting, prepare)
+    return _follow(store, topology, meeting)
 
 
 def _check_address(topology: Topology) -> None:
@@ -74,33 +78,33 @@ def _store(topology: Topology) -> Any:
     return store
 
 
-def _lead(store: Any, topology: Topology, prepare: Callable[[], Path]) -> Path:
+def _lead(store: Any, topology: Topology, meeting: int, prepare: Callable[[], Path]) -> Path:
     try:
         spec = prepare()
     except BaseException as error:
         code = error.exit_code if isinstance(error, PtrainError) else getattr(error, "code", 1)
-        store.set(PREPARED, json.dumps({"exit_code": code if isinstance(code, int) else 1}))
-        _wait_for_all(store, topology)
+        store.set(PREPARED.format(meeting), json.dumps({"exit_code": code if isinstance(code, int) else 1}))
+        _wait_for_all(store, [SEEN.format(meeting, rank) for rank in range(1, topology.world)])
         raise
-    store.set(PREPARED, json.dumps({"spec": str(spec)}))
+    store.set(PREPARED.format(meeting), json.dumps({"spec": str(spec)}))
     return spec
 
 
-def _wait_for_all(store: Any, topology: Topology) -> None:
+def _wait_for_all(store: Any, keys: list[str]) -> None:
     """Serve the store until the others know that there is nothing to do."""
     end = time.monotonic() + 10
     with contextlib.suppress(RuntimeError):
-        while time.monotonic() < end and not all(store.check([f"{SEEN}{rank}"]) for rank in range(1, topology.world)):
+        while time.monotonic() < end and not store.check(keys):
             time.sleep(POLL)
 
 
-def _follow(store: Any, topology: Topology) -> Path:
+def _follow(store: Any, topology: Topology, meeting: int) -> Path:
     try:
         # Short looks instead of one long wait, in which no signal would be served.
-        while not store.check([PREPARED]):
+        while not store.check([PREPARED.format(meeting)]):
             time.sleep(POLL)
-        told = json.loads(store.get(PREPARED))
-        store.set(f"{SEEN}{topology.rank}", "")
+        told = json.loads(store.get(PREPARED.format(meeting)))
+        store.set(SEEN.format(meeting, topology.rank), "")
     except RuntimeError:
         raise SystemExit(1) from None  # rank 0 is gone, and its launcher shows why
     if "exit_code" in told:

@@ -71,7 +71,7 @@ def train(spec: Path, stop: Stop, python_profile: str = "disable") -> int:
             f"{socket.gethostname()} doesn't see {spec}",
             fix="set `output_dir` and `data.cache_dir` to folders that all hosts share",
         )
-    from ptrain.train import work
+    from ptrain.job import work
 
     return profiled(python_profile, lambda: work(spec, stop))
 

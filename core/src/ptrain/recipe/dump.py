@@ -33,9 +33,9 @@ def dump(recipe: Recipe, *, defaults: bool = False) -> dict[str, Any]:
     Args:
         defaults: with the keys that were not given too, for the record.
     """
-    plain = _plain(recipe, defaults)
-    own = plain.pop("trainer", {})
-    return {**plain, **own}
+    keys = plain(recipe, defaults)
+    own = keys.pop("trainer", {})
+    return {**keys, **own}
 
 
 def result_hash(recipe: Recipe, code_sha256: str = "") -> str:
@@ -43,27 +43,29 @@ def result_hash(recipe: Recipe, code_sha256: str = "") -> str:
 
     Two recipes with one hash give the same model: a run may be resumed with either.
     """
-    kept = _without(dump(recipe, defaults=True), WITHOUT_EFFECT)
+    kept = with_effect(dump(recipe, defaults=True))
     text = json.dumps([kept, code_sha256], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(value: Any, defaults: bool) -> Any:
+def plain(value: Any, defaults: bool = False) -> Any:
+    """Sections, mappings and lists as data for JSON; a section has the keys that were given, and its `type`."""
     if isinstance(value, BaseModel):
-        given = value.model_fields_set | {"type"}
+        given = value.model_fields_set | ({"type"} if getattr(value, "type", "") else set())
         names = [name for name in type(value).model_fields if defaults or name in given]
-        return {name: _plain(getattr(value, name), defaults) for name in names}
+        return {name: plain(getattr(value, name), defaults) for name in names}
     if isinstance(value, Mapping):
-        return {key: _plain(inner, defaults) for key, inner in value.items()}
+        return {key: plain(inner, defaults) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner, defaults) for inner in value]
+        return [plain(inner, defaults) for inner in value]
     return str(value) if isinstance(value, PurePath) else value
 
 
-def _without(plain: dict[str, Any], names: frozenset[str], prefix: str = "") -> dict[str, Any]:
+def with_effect(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys of a recipe, as `dump` gives them, that change what is trained."""
     kept = {}
-    for key, value in plain.items():
+    for key, value in keys.items():
         name = f"{prefix}{key}"
-        if name not in names:
-            kept[key] = _without(value, names, f"{name}.") if isinstance(value, dict) else value
+        if name not in WITHOUT_EFFECT:
+            kept[key] = with_effect(value, f"{name}.") if isinstance(value, dict) else value
     return kept

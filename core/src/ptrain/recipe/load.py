@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from ptrain.catalog import Catalog, Offer
 from ptrain.errors import PluginError, Position, Problem, RecipeError
-from ptrain.local import UserCode, load_code
+from ptrain.local import UserCode, caller_classes, caller_code, load_code
 from ptrain.recipe import env, spelling, tree
 from ptrain.recipe import overrides as overriding
 from ptrain.recipe.combined import combined_problems
@@ -64,11 +63,6 @@ class Loaded:
     document: Document
     user_code: UserCode | None = None
 
-    @property
-    def user_module(self) -> ModuleType | None:
-        """The module of the user's own code, the top layer of the stack."""
-        return self.user_code.module if self.user_code else None
-
 
 def load_recipe(
     source: Path | str | Mapping[str, Any],
@@ -77,6 +71,7 @@ def load_recipe(
     catalog: Catalog | None = None,
     code: Path | None = None,
     allow_code: bool = False,
+    plugins: Sequence[Any] = (),
 ) -> Loaded:
     """The recipe in a file (or in plain data), with `-o` overrides, validated.
 
@@ -86,14 +81,15 @@ def load_recipe(
         catalog: what is installed; by default looked up.
         code: the user's own code, to run as asked (it takes the place of the recipe's `code`).
         allow_code: whether `code` of the recipe may run.
+        plugins: functions of the caller's own that are the top layer, instead of `code`.
 
     Raises:
         RecipeError: every problem of every section, sorted by line.
         PluginError: a package that the recipe names can't be used, or the user's code fails.
     """
     folder = Path() if isinstance(source, Mapping) else Path(source).parent
-    loading = _Loading(_document(source, overrides), catalog or Catalog.installed())
-    return loading.run(folder, code, allow_code)
+    loading = _Loading(_document(source, overrides), (catalog or Catalog.installed()).with_classes(caller_classes()))
+    return loading.run(folder, code, allow_code, caller_code(plugins))
 
 
 def _document(source: Path | str | Mapping[str, Any], given: Sequence[str]) -> Document:
@@ -111,9 +107,11 @@ class _Loading:
         self.explain = Explainer(document, self._related)
         self._refused: Problem | None = None
 
-    def run(self, folder: Path, code: Path | None, allow_code: bool) -> Loaded:
+    def run(self, folder: Path, code: Path | None, allow_code: bool, caller: UserCode | None) -> Loaded:
         """Everything in order; raises all problems that were noted up to a point where no more can be found."""
-        user = self._user_code(folder, code, allow_code)
+        if caller is not None and (code is not None or "code" in self.document.data):
+            raise RecipeError("both `code` and `plugins` are given", expected="one of them as the top layer")
+        user = caller or self._user_code(folder, code, allow_code)
         name, trainer = self.resolver.trainer()
         if trainer is None:
             # The trainer may well be in the code that was not run: its absence is no second problem.

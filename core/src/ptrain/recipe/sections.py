@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, WithJsonSchema, field_validator, model_validator
 
@@ -196,7 +196,7 @@ class CoreConfig(Config):
     code: Path | None = None
     """A Python file that is the top layer of plugins; runs only with `--allow-code`. Relative to the recipe."""
     output_dir: Path | None = None
-    """The run directory; by default `runs/<name of the recipe>`."""
+    """The run directory; by default `runs/<name of the recipe>/<time>`."""
     seed: int = 42
     """Seed of everything that is drawn during training."""
     epochs: Annotated[float, Field(ge=0)] = 1
@@ -238,7 +238,27 @@ class CoreConfig(Config):
 
 
 class Recipe(CoreConfig):
-    """A whole recipe: typed, frozen, every section checked by the part that owns it."""
+    """A whole recipe: typed, frozen, every section checked by the part that owns it.
+
+        recipe = ptrain.Recipe(type="sft", model={"name_or_path": "my-model"}, data={"sources": ["rows.jsonl"]})
+
+    Its keys are those of a recipe file; a section may be a mapping or a part's own `Config`.
+
+    Raises:
+        RecipeError: every problem of every section.
+        PluginError: a package that the recipe names can't be used.
+    """
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            type: str,
+            model: ModelConfig | Mapping[str, Any],
+            data: DataConfig | Mapping[str, Any],
+            **keys: Any,
+        ) -> None: ...
 
     type: str
     """The trainer."""
@@ -258,3 +278,22 @@ class Recipe(CoreConfig):
     """Features, in order, each with its own section."""
     trainer: SerializeAsAny[Config] = Config()
     """The trainer's own top-level keys."""
+
+    def __str__(self) -> str:
+        """The keys that were given, as YAML."""
+        from ptrain.recipe import yaml12
+        from ptrain.recipe.dump import dump
+
+        return yaml12.write(dump(self))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load(cls, data: Any) -> Any:
+        """Keys as a file has them become sections; `trainer`, which no file has, is there where they are already."""
+        if not isinstance(data, Mapping) or "trainer" in data:
+            return data
+        from ptrain.recipe.dump import plain
+        from ptrain.recipe.load import load_recipe
+
+        recipe = load_recipe(plain(data)).recipe
+        return {name: getattr(recipe, name) for name in recipe.model_fields_set}

@@ -17,6 +17,7 @@ PARTS = {
     "tokenizer": "huggingface",
     "optimizer": "adamw",
     "scheduler": "huggingface",
+    "evaluator": "loss",
 }
 
 

@@ -1,58 +1,27 @@
-"""From a loaded recipe to a trained model: prepare once a machine, then work in every worker."""
+"""From a loaded recipe to a trained model: prepare once a run, then work in every worker."""
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 import shlex
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import PtrainError, RecipeError
-from ptrain.launch.environment import Topology
+from ptrain.directory import KILL_SWITCH, SPEC, check_directory, run_directory, set_aside, starts, write_spec
+from ptrain.errors import RecipeError
 from ptrain.recipe.dump import dump
 from ptrain.recipe.load import Loaded, load_recipe
 from ptrain.recipe.machine import machine_problems
-from ptrain.versions import versions
 
 if TYPE_CHECKING:
     from ptrain.run import Run
 
 STOPPED = 75
 """Exit code of a run that a signal or the kill switch ended, after saving (EX_TEMPFAIL: start it again)."""
-SPEC = "run.json"
-KILL_SWITCH = "stop"
-"""The file in the run directory that ends the run, where the recipe names no other."""
 NEXT = "your own rows, with --restart -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
 """What the closing line suggests."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    Attributes:
-        dir: the run directory.
-        outcome: "done", "stopped" or "exit_iteration".
-        steps: optimizer steps done.
-        metrics: the last value of every metric.
-    """
-
-    dir: Path
-    outcome: str
-    steps: int
-    metrics: dict[str, Any]
-
-
-def run_directory(recipe: Any, source: Path | None) -> Path:
-    """Where a run of this recipe keeps its files."""
-    stem = source.stem if source is not None else recipe.type
-    return Path(recipe.output_dir or Path("runs") / stem).expanduser()
 
 
 def prepare_run(
@@ -73,9 +42,9 @@ def prepare_run(
     problems = machine_problems(loaded)
     if problems:
         raise RecipeError.of(problems)
-    directory = run_directory(loaded.recipe, source).absolute()
     resume = not restart and (resume or resumes_by_itself(loaded.recipe))
-    checks.check_directory(directory, resume=resume, restart=restart)
+    directory = run_directory(loaded.recipe, source, resume=resume)
+    check_directory(directory, resume=resume, restart=restart)
     run, prepared = prepare_data(loaded, directory)
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
     resume_from = None
@@ -91,41 +60,22 @@ def prepare_run(
     checks.check_space(run, directory, checks.count_parameters(run))
     if restart and directory.exists():
         set_aside(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / KILL_SWITCH).unlink(missing_ok=True)  # it ended the run before
-    user = loaded.user_module
+    run.say(f"run directory: {directory}")
+    user = loaded.user_code
     spec = {
         "recipe": dump(run.recipe),
         "recipe_hash": run.recipe_hash,
-        "code": str(Path(user.__file__).absolute()) if user is not None and user.__file__ else None,
+        "code": str(user.path) if user is not None and user.path is not None else None,
         "prepared": str(prepared.path),
         "data": prepared.digest(),
         "report": prepared.report,
         "resume_from": str(resume_from) if resume_from is not None else None,
+        "seed": run.recipe.seed,
         "command": list(command),
-        "environment": versions(),
+        "starts": starts(directory, command, source.parent if source is not None else Path()),
     }
-    return write_spec(directory, spec)
-
-
-def write_spec(directory: Path, spec: Mapping[str, Any]) -> Path:
-    """Write the resolved recipe for people (`recipe.yaml`) and everything for workers (`run.json`)."""
-    from ptrain.recipe import yaml12
-
-    (directory / "recipe.yaml").write_text(yaml12.write(spec["recipe"]), encoding="utf-8")
-    path = directory / SPEC
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(spec, indent=1), encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
-def set_aside(directory: Path) -> Path:
-    """Rename a run directory to the next free `<name>.N` and return that."""
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
-        number += 1
-    return directory.rename(aside)
+    return write_spec(directory, spec, dump(run.recipe, defaults=True), user.text if user is not None else "")
 
 
 def prepare_data(loaded: Loaded, directory: Path) -> tuple[Run, Any]:
@@ -145,7 +95,7 @@ def work(spec: Path, stop: Any = None) -> int:
     from ptrain import engine, loop
 
     started = time.perf_counter()
-    run = open_run(spec, stop)
+    run = open_spec(spec, stop)
     try:
         outcome = loop.train(run)
     except BaseException as error:
@@ -158,13 +108,18 @@ def work(spec: Path, stop: Any = None) -> int:
     return STOPPED if outcome == "stopped" else 0
 
 
-def open_run(spec: Path, stop: Any = None) -> Run:
-    """The run of this worker with everything in place for the first step (or the one to resume at)."""
+def open_spec(spec: Path, stop: Any = None, plugins: Sequence[Any] = ()) -> Run:
+    """The run of this worker with everything in place for the first step (or the one to resume at).
+
+    Args:
+        spec: the file that `prepare_run` left.
+        plugins: what `load_recipe` was given of this process besides; no file knows of it.
+    """
     from ptrain import setup
 
     content = json.loads(spec.read_text(encoding="utf-8"))
     code = Path(content["code"]) if content["code"] else None
-    loaded = load_recipe(content["recipe"], code=code, allow_code=code is not None)
+    loaded = load_recipe(content["recipe"], code=code, allow_code=code is not None, plugins=plugins)
     run = setup.new_run(loaded, spec.parent, content, stop)
     setup.build(run, Path(content["prepared"]), Path(content["resume_from"]) if content["resume_from"] else None)
     return run
@@ -184,54 +139,3 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
     model = newest_export(run)
     where = f"; model: {model}" if model is not None else ""
     return f"done: {took}; everything is in {run.dir}{where}; next: {NEXT}"
-
-
-def train(
-    recipe: str | Path | Mapping[str, Any],
-    overrides: Mapping[str, Any] | Sequence[str] = (),
-    *,
-    code: Path | None = None,
-    resume: bool = False,
-    restart: bool = False,
-) -> Result:
-    """Train in this process and return what came out: the Python way to `ptrain run`.
-
-    Args:
-        recipe: the path of a recipe, or its content as a mapping.
-        overrides: `{"optimizer.lr": 2e-5}`, or `["optimizer.lr=2e-5"]`.
-        code: a file of user code.
-        resume: go on from the newest checkpoint of the run directory.
-        restart: begin anew; an earlier run directory is renamed.
-
-    Raises:
-        PtrainError: with what is wrong and how to mend it.
-    """
-    source = None if isinstance(recipe, Mapping) else Path(recipe)
-    listed = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, Mapping) else overrides
-    loaded = load_recipe(recipe if source is None else source, list(listed), code=code, allow_code=code is not None)
-    spec = prepare_run(loaded, source, resume=resume, restart=restart)
-    from ptrain import engine, loop
-
-    # DeepSpeed does not join a second process group, so this one stays for the next call.
-    atexit.register(engine.close)
-    run = open_run(spec)
-    try:
-        outcome = loop.train(run)
-    finally:
-        run.trackers.finish(run)
-    return Result(run.dir, outcome, run.progress.step, dict(run.trackers.last))
-
-
-def topology() -> Topology:
-    """This process among all workers."""
-    return Topology.from_environment(os.environ)
-
-
-def free_bytes(path: Path) -> int:
-    """Free space of the disk that `path` (or its nearest existing parent) is on."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-__all__ = ["PtrainError", "Result", "prepare_run", "train", "work"]

@@ -1,0 +1,100 @@
+"""Run directories: their names, which one a resumed run goes on in, and what is written down of a start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ptrain import directory
+from ptrain.directory import commit, newest_run, run_directory, starts, write_spec
+
+RECIPE = SimpleNamespace(output_dir=None, type="sft")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(path: Path) -> Path:
+    """The directory of a run that was begun."""
+    write_spec(path, {"recipe": {}, "starts": []}, {})
+    return path
+
+
+def test_each_run_has_a_directory_of_its_own(here: Path) -> None:
+    first = made(run_directory(RECIPE, Path("mine.yaml")))
+    assert first.parent == here / "runs" / "mine"
+    assert directory.OURS.fullmatch(first.name)
+    second = made(run_directory(RECIPE, Path("mine.yaml")))
+    assert first != second
+    assert (here / "runs" / "mine" / "latest").resolve() == second
+
+
+def test_without_a_file_it_is_called_after_the_trainer(here: Path) -> None:
+    assert run_directory(RECIPE, None).parent == here / "runs" / "sft"
+
+
+def test_resuming_takes_the_newest(here: Path) -> None:
+    parent = here / "runs" / "mine"
+    assert run_directory(RECIPE, Path("mine.yaml"), resume=True).parent == parent  # there is none: a new one
+    names = ["2026-01-02T03-04-05Z", "2026-01-02T03-04-05Z-2", "2026-01-02T03-04-05Z-10", "2025-12-31T23-59-59Z"]
+    for name in names:
+        made(parent / name)
+    (parent / "2027-01-01T00-00-00Z").mkdir()  # its preparation failed: there is nothing to go on with
+    made(parent / "notes")
+    assert run_directory(RECIPE, Path("mine.yaml"), resume=True) == parent / names[2]
+    assert newest_run(here / "nowhere") is None
+
+
+def test_a_given_directory_is_taken_as_it_is(here: Path) -> None:
+    given = SimpleNamespace(output_dir=Path("out"), type="sft")
+    assert run_directory(given, Path("mine.yaml")) == here / "out"
+    made(here / "out")
+    assert run_directory(given, Path("mine.yaml"), resume=True) == here / "out"
+    assert not (here / "latest").exists()
+
+
+def git(*words: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    return subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_of_the_recipe(here: Path) -> None:
+    assert commit(here) is None
+    git("init", "-q")
+    assert commit(here) is None  # nothing is committed yet
+    (here / "a.yaml").write_text("a: 1\n")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    (here / "new.yaml").write_text("")
+    assert commit(here) == {"commit": head, "changed": False}
+    (here / "a.yaml").write_text("a: 2\n")
+    assert commit(here) == {"commit": head, "changed": True}
+
+
+def test_no_program_of_the_repository_is_run(here: Path) -> None:
+    """A repository may name one that `git status` starts."""
+    git("init", "-q")
+    git("commit", "-qm", "one", "--allow-empty")
+    (here / "spy").write_text(f"#!/bin/sh\ntouch {here}/ran\n")
+    (here / "spy").chmod(0o755)
+    git("config", "core.fsmonitor", str(here / "spy"))
+    assert commit(here) is not None
+    assert not (here / "ran").exists()
+
+
+def test_every_start_is_kept(here: Path) -> None:
+    first = starts(here / "run", ["ptrain", "run", "a.yaml"], here)
+    write_spec(here / "run", {"recipe": {}, "starts": first}, {"seed": 42})
+    second = starts(here / "run", ["ptrain", "run", "a.yaml", "--resume"], here)
+    assert [start["command"][-1] for start in second] == ["a.yaml", "--resume"]
+    assert second[0] == json.loads((here / "run" / "run.json").read_text())["starts"][0]
+    assert set(second[1]) == {"time", "command", "git", "versions"}
+    assert (here / "run" / "resolved.yaml").read_text() == "seed: 42\n"
