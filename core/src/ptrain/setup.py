@@ -85,8 +85,6 @@ def create_model(run: Run) -> None:
 
 def describe(run: Run) -> None:
     """Print what will happen, and what was chosen where the recipe leaves it open."""
-    from ptrain.model.attention import explained
-
     recipe, parameters = run.recipe, sum(getattr(p, "ds_numel", p.numel()) for p in run.model.parameters())
     batch = recipe.micro_batch_size * run.accumulation * run.data_world
     run.say(
@@ -95,7 +93,7 @@ def describe(run: Run) -> None:
         f"({recipe.micro_batch_size} x {run.accumulation} x {run.data_world} workers), ZeRO {run.engine.stage}, "
         f"{recipe.model.dtype} on {run.device.type}"
     )
-    run.say(f"attention: {explained(run.model.config)}; activations are {_activations(run.model)}")
+    run.say(f"activations are {_activations(run.model)}")
 
 
 def _activations(model: PreTrainedModel) -> str:

@@ -112,11 +112,10 @@ def count(run: Run, batch: Batch) -> Mapping[str, float]:
 @hookimpl
 def forward(run: Run, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The hidden states of the model's body; documents of one row do not see each other."""
-    from ptrain.model.attention import NAME, per_document
+    from ptrain.model.attention import per_document
+    from ptrain.model.varlen import document_arguments
 
-    extra: dict[str, Any] = {}
-    if model.config._attn_implementation == NAME:
-        extra["document_lengths"] = batch["document_lengths"]
+    extra = document_arguments(model, batch)
     with per_document():
         out = model.base_model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra

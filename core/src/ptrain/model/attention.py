@@ -103,17 +103,12 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 def implementation(config: PretrainedConfig, wanted: str) -> str:
     """The name to give to transformers for the recipe's `attn_implementation`.
 
-    Models with layers of another kind (linear, chunked, ...) keep transformers' own masks.
+    Models with layers of another kind (linear, chunked, ...) keep transformers' own masks. For `auto` it is what
+    computes attention on every device; `ptrain.model.choice` knows what is faster on this one.
     """
-    if wanted == "sdpa" and set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS:
-        return NAME
-    return wanted
-
-
-def explained(config: PretrainedConfig) -> str:
-    """For people: which attention a model was made with."""
-    name = config._attn_implementation
-    return "sdpa within each document, without a mask" if name == NAME else f"`{name}` as transformers has it"
+    if wanted not in ("auto", "sdpa"):
+        return wanted
+    return NAME if set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS else "sdpa"
 
 
 def refuse_packing(config: PretrainedConfig, name: str) -> None:

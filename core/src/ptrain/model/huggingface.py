@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
-ATTENTION = Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
+ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
 class HuggingFaceModel(Model):
@@ -30,8 +30,10 @@ class HuggingFaceModel(Model):
         """Make the model with random weights from these keys (`model_type: llama`, ...), not from a name."""
         hf_config_kwargs: dict[str, Any] = {}
         """Keys of the model's configuration to change; another number of layers gives random weights."""
-        attn_implementation: ATTENTION = "sdpa"
-        """How attention is computed; what is not installed is an error, never replaced silently."""
+        attn_implementation: ATTENTION = "auto"
+        """How attention is computed. `auto` goes by what is here: on a GPU flash attention, if it is installed and
+        works, or torch's own kernel for packed documents, otherwise `sdpa`; a line at the start says which, and why.
+        What is named and not installed is an error, never replaced silently."""
         disable_activation_checkpoint: bool | None = None
         """False recomputes activations in the backward pass to save memory; by default that is done on GPUs."""
         revision: str | None = None
@@ -61,9 +63,11 @@ class HuggingFaceModel(Model):
         """
         from transformers import AutoModelForCausalLM
 
-        from ptrain.model.attention import implementation
+        from ptrain.model.choice import attention as choose_attention
 
-        attention = implementation(config, self.config.attn_implementation)
+        choice = choose_attention(config, self.config.attn_implementation, self._dtype(), run.device)
+        run.say(f"attention: {choice.name}, because {choice.because}")
+        attention = choice.name
         if self._random(config):
             # `from_config` writes the implementation into the config it is given.
             model = AutoModelForCausalLM.from_config(_copy(config), attn_implementation=attention, dtype=self._dtype())
