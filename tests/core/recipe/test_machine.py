@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ptrain.recipe import machine
-from ptrain.recipe.load import Loaded
+from ptrain.recipe.load import Loaded, load_recipe
 
 pytestmark = pytest.mark.torch_free
 
@@ -75,3 +75,20 @@ def test_fp16(load: Load, gpu: Callable[[bool], None]) -> None:
     assert machine.machine_problems(loaded) == []
     gpu(False)
     assert "`fp16`" in machine.machine_problems(loaded)[0].message
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_trackers_need_their_package(monkeypatch: pytest.MonkeyPatch, package: str, tmp_path: Path) -> None:
+    wanted = {"tensorboard": "trackers: [tensorboard]", "wandb": "wandb: {enable: true}"}[package]
+    (tmp_path / "r.yaml").write_text(f"type: sft\nmodel: {{name_or_path: m}}\ndata: {{sources: [a]}}\n{wanted}\n")
+    loaded = load_recipe(tmp_path / "r.yaml")
+    found = importlib.util.find_spec
+
+    def absent(name: str, *more: str) -> object:
+        return None if name == package else found(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    (problem,) = machine.machine_problems(loaded)
+    assert problem.message == f"metrics are to go to {package}, which is not installed here"
+    assert problem.fix == f"pip install {package}"
+    assert problem.where is not None and problem.where.line == 4

@@ -13,6 +13,8 @@ PACKAGES = {
     "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
 }
 """Attention implementations that are packages of their own: module and distribution."""
+TRACKERS = ("tensorboard", "wandb")
+"""Trackers whose package, of the same name, is an extra."""
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA's and AMD's drivers, and of either under WSL."""
 GPU_OPTIMIZERS = ("fused_adam",)
@@ -48,6 +50,15 @@ def machine_problems(loaded: Loaded) -> list[Problem]:
             Problem("`model.dtype` is `fp16`, which needs a GPU, and there is none here", where,
                     fix="add `-o model.dtype=bf16`")
         )  # fmt: skip
+    wanted = {entry.type.rpartition(":")[2] for entry in loaded.recipe.trackers}
+    wanted |= {"wandb"} if loaded.recipe.wandb.enable else set()
+    for package in TRACKERS:
+        if package in wanted and importlib.util.find_spec(package) is None:
+            where = loaded.document.value_position(("trackers",) if "trackers" in loaded.document.data else (package,))
+            found.append(
+                Problem(f"metrics are to go to {package}, which is not installed here", where,
+                        fix=f"pip install {package}")
+            )  # fmt: skip
     return found
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import RecipeError
 from ptrain.parts import Tracker
 from ptrain.recipe.sections import TrackerConfig
 
@@ -25,12 +24,8 @@ class TensorBoard(Tracker):
 
     def start(self, run: Run) -> None:
         """Open the event file."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise RecipeError(
-                "the tracker `tensorboard` needs a package that is not installed", fix="pip install tensorboard"
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         folder = self.config.log_dir or run.dir / "tensorboard"
         self._writer = SummaryWriter(str(folder), purge_step=run.progress.step + 1)
 

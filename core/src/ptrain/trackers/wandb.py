@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import RecipeError
 from ptrain.parts import Tracker
+from ptrain.recipe.dump import dump
 from ptrain.recipe.sections import TrackerConfig
 
 if TYPE_CHECKING:
@@ -21,13 +21,14 @@ class WandB(Tracker):
 
     def start(self, run: Run) -> None:
         """Start the W&B run, or go on with that of this run directory."""
-        wandb = _library()
+        import wandb  # pyright: ignore[reportMissingImports] - an extra
+
         settings = run.recipe.wandb
         kept = run.dir / "wandb-run-id"
         known = kept.read_text().strip() if kept.exists() and run.progress.step else None
         self._run = wandb.init(
             entity=settings.entity, project=settings.project, name=settings.name, id=known, dir=str(run.dir),
-            resume="allow" if known else None,
+            resume="allow" if known else None, config=dump(run.recipe),
         )  # fmt: skip
         kept.write_text(self._run.id)
 
@@ -38,11 +39,3 @@ class WandB(Tracker):
     def finish(self, run: Run) -> None:
         """Finish the W&B run."""
         self._run.finish()
-
-
-def _library() -> Any:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports] - an extra
-    except ImportError as error:
-        raise RecipeError("`wandb.enable` is on, but wandb is not installed", fix="pip install wandb") from error
-    return wandb
