@@ -34,8 +34,7 @@ def quickstart(session: nox.Session) -> None:
     """Train the model of recipes/quickstart.yaml: offline, on CPU, in minutes."""
     bin = shared_environment(session)
     install(session, bin, *EDITABLE, *constraints())
-    # A second time begins anew: the first run directory is renamed.
-    session.run(bin / "ptrain", "run", "recipes/quickstart.yaml", *(session.posargs or ["--restart"]))
+    session.run(bin / "ptrain", "run", "recipes/quickstart.yaml", *session.posargs)
 
 
 @nox.session(venv_backend="none")

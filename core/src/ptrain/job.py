@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STOPPED = 75
 """Exit code of a run that a signal or the kill switch ended, after saving (EX_TEMPFAIL: start it again)."""
-NEXT = "your own rows, with --restart -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
+NEXT = "your own rows, with -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
 """What the closing line suggests."""
 
 
@@ -136,6 +136,7 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
         if outcome == "exit_iteration" and run.recipe.exit_iteration:
             again += " -o exit_iteration=0"
         return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
+    again = " --restart" if run.recipe.output_dir is not None else ""
     model = newest_export(run)
     where = f"; model: {model}" if model is not None else ""
-    return f"done: {took}; everything is in {run.dir}{where}; next: {NEXT}"
+    return f"done: {took}; everything is in {run.dir}{where}; next: {NEXT}{again}"
