@@ -17,7 +17,7 @@ nox.options.reuse_venv = "yes"  # `install` notices what changed
 nox.options.error_on_missing_interpreters = False
 
 ROOT = Path(__file__).parent
-DISTRIBUTIONS = ["core", "cli", "plugins/sft"]
+DISTRIBUTIONS = ["core", "cli", "plugins/sft", "plugins/dpo"]
 EDITABLE = [word for distribution in DISTRIBUTIONS for word in ("-e", distribution)]
 OTHER_PYTHONS = ["3.10", "3.12", "3.13"]
 HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "huggingface-hub", "ptrain-")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint, distribution
 
-DISTRIBUTIONS = ("ptrain", "ptrain-core", "ptrain-sft")
+DISTRIBUTIONS = ("ptrain", "ptrain-core", "ptrain-dpo", "ptrain-sft")
 
 
 def declared() -> list[EntryPoint]:

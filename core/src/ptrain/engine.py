@@ -103,6 +103,37 @@ class Engine:
         return float(norm)
 
 
+class Frozen:
+    """A model that is asked and not trained, such as a reference: sharded under ZeRO-3, otherwise whole on each worker.
+
+    Attributes:
+        stage: the ZeRO stage of the run.
+    """
+
+    def __init__(self, model: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
+        self.stage = int(config.get("zero_optimization", {}).get("stage", 0))
+        model.eval().requires_grad_(False)
+        self._body = Body(model)
+        self._run: Callable[[], Any] = self._body
+        if self.stage == 3:
+            import deepspeed
+
+            # Offloading optimizer states is no matter of a model that has none.
+            zero = {k: v for k, v in config["zero_optimization"].items() if k != "offload_optimizer"}
+            self._run, *_ = deepspeed.initialize(model=self._body, config={**config, "zero_optimization": zero})
+        else:
+            model.to(device)
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of `work`, without gradients, run where weights are gathered."""
+        self._body.work = work
+        try:
+            with torch.no_grad():
+                return self._run()
+        finally:
+            self._body.work = None
+
+
 def start(device: str, local_rank: int) -> torch.device:
     """Join the process group and return this worker's device; `device` is "cpu" or "cuda"."""
     if device == "cpu":

@@ -35,13 +35,14 @@ class LossEvaluator(Evaluator):
         """Keys of `loss`."""
 
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
-        """This worker's sums and counts; with several terms, one metric for each and their weighted sum."""
+        """This worker's sums and counts: of the loss, of each of its terms where there are several, of its metrics."""
         import torch
 
         from ptrain.stages import forward_loss, to_device
 
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
+        metrics: dict[str, tuple[float, float]] = {}
         weights: Mapping[str, float] = {}
         with torch.no_grad():
             for batch in run.eval_loader:
@@ -52,7 +53,10 @@ class LossEvaluator(Evaluator):
                 for term, value in loss.sums.items():
                     sums[term] = sums.get(term, 0.0) + float(value.double())
                     counts[term] = counts.get(term, 0.0) + float(counted[term])
-        return _by_term(run, sums, counts, weights)
+                for name, (value, number) in loss.metrics.items():
+                    before = metrics.get(name, (0.0, 0.0))
+                    metrics[name] = (before[0] + float(value), before[1] + number)
+        return {**_by_term(run, sums, counts, weights), **metrics}
 
 
 def _by_term(

@@ -143,10 +143,13 @@ def create_scheduler(
 def create_engine(
     run: Run,
     model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
 ) -> Any:
-    """Return the engine that owns forward, backward and update. Kind: first. Default: DeepSpeed."""
+    """Return the engine that owns forward, backward and update. Kind: first. Default: DeepSpeed.
+
+    Without an optimizer: the engine of a model that is asked and not trained, such as a reference.
+    """
     ...
 
 

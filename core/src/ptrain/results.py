@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """One micro-batch: `input_ids`, `shift_labels`, `position_ids`, `document_ids` (int64 [b, s]),
-`document_lengths` (a list of ints for each row), and whatever a trainer adds."""
+`document_lengths` (a list of ints for each row), `rows` (how many are real), `split` ("train" or "eval"),
+`row_numbers` (which rows of the split these are), and whatever a trainer adds. A worker that has no rows left gets a
+micro-batch without any."""
 
 
 @dataclass

@@ -94,12 +94,14 @@ def create_scheduler(
 def create_engine(
     run: Run,
     model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    optimizer: torch.optim.Optimizer | None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None,
 ) -> Any:
     """DeepSpeed, with the recipe's block completed."""
-    from ptrain.engine import Engine, deepspeed_config
+    from ptrain.engine import Engine, Frozen, deepspeed_config
 
+    if optimizer is None:
+        return Frozen(model, deepspeed_config(run.recipe, run.world), run.device)
     return Engine(model, optimizer, deepspeed_config(run.recipe, run.world), run.recipe.gradient_clipping)
 
 

@@ -27,11 +27,15 @@ class _Rows:
     dataset: Dataset
     collate: Collate
     pad_id: int
+    split: str
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, numbers: list[int]) -> dict[str, Any]:
+        return {**self._batch(numbers), "split": self.split, "row_numbers": numbers}
+
+    def _batch(self, numbers: list[int]) -> dict[str, Any]:
         if not numbers:
             return filler(self.dataset[0], pad_id=self.pad_id)
         columns = self.dataset.with_format("numpy")[numbers]
@@ -81,7 +85,7 @@ class TrainLoader:
         return min(step * self.sampler.global_batch, self.sampler.rows)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return _batches(_Rows(self.dataset, self.collate, self.pad_id), self._numbers(), self.num_workers)
+        return _batches(_Rows(self.dataset, self.collate, self.pad_id, "train"), self._numbers(), self.num_workers)
 
     def _numbers(self) -> Iterator[list[int]]:
         step = self.start()
@@ -109,4 +113,4 @@ class EvalLoader:
         size = self.micro_batch_size
         starts = [(j * self.world + self.rank) * size for j in range(len(self))]
         numbers = [list(range(start, min(start + size, len(self.dataset)))) for start in starts]
-        return _batches(_Rows(self.dataset, self.collate, self.pad_id), numbers, self.num_workers)
+        return _batches(_Rows(self.dataset, self.collate, self.pad_id, "eval"), numbers, self.num_workers)

@@ -1,0 +1,1 @@
+"""Direct preference optimisation for ptrain: the trainer `dpo`."""

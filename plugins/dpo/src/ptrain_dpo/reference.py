@@ -1,0 +1,174 @@
+"""What the reference model makes of the pairs: computed once before training, or at each step by a model beside.
+
+The reference is the model that training begins with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ptrain import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+    from ptrain import Batch, Run
+
+FILE = "reference.safetensors"
+SPLITS = ("train", "eval")
+
+
+class Score(Protocol):
+    """Log-probabilities of the chosen and the rejected completion of each row of a batch, fp32 [rows, 2]."""
+
+    def __call__(self, run: Run, batch: Batch) -> torch.Tensor: ...
+
+
+class Cached:
+    """Log-probabilities of every pair, computed before the first step: no second model is in memory.
+
+    They are kept in the run directory, where a resumed run finds them, and in the cache of prepared data by the content
+    of the model and of the rows, where other runs do.
+    """
+
+    def __init__(self, run: Run, score: Score) -> None:
+        self._values = _found(run) or self._made(run, score)
+
+    def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
+        """Those of the rows of a batch, fp32 [rows, 2]."""
+        return self._values[batch["split"]][batch["row_numbers"]].to(run.device)
+
+    def _made(self, run: Run, score: Score) -> dict[str, torch.Tensor]:
+        if run.progress.step:
+            raise CheckpointError(
+                f"`{run.dir / FILE}` is gone, and the model is no longer the one that it was computed with",
+                fix="put it back, begin anew with `--restart`, or resume with `-o reference=online`",
+            )
+        run.say(f"the reference's log-probabilities of {len(run.train_data) + len(run.eval_data):,} pairs are computed")
+        values = {split: _score_all(run, rows, score) for split, rows in _splits(run).items()}
+        if run.rank == 0:
+            for path in _places(run):
+                _write(path, values)
+        return values
+
+
+class Online:
+    """A second model with the weights that training began with, asked at every step."""
+
+    def __init__(self, run: Run, score: Score) -> None:
+        import copy
+
+        from ptrain.seeds import seed_everything
+
+        seed_everything(run.recipe.seed, "model")  # where weights are drawn, the same ones again
+        model = run.call("create_model", config=run.hf_config)
+        self._run = copy.copy(run)
+        self._run.model, self._run.head = model, None
+        self._run.engine = run.call("create_engine", model=model, optimizer=None, scheduler=None)
+        self._score = score
+
+    def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
+        """Those of the rows of a batch, fp32 [rows, 2]."""
+        return self._run.engine(lambda: self._score(self._run, batch))
+
+
+class Absent:
+    """No reference: every log-probability is 0."""
+
+    def __init__(self, run: Run, score: Score) -> None: ...
+
+    def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
+        """Zeros, fp32 [rows, 2]."""
+        import torch
+
+        return torch.zeros(len(batch["row_numbers"]), 2, device=run.device)
+
+
+REFERENCES = {"cached": Cached, "online": Online, "none": Absent}
+"""By what the key `reference` says."""
+
+
+def _splits(run: Run) -> dict[str, Dataset]:
+    return {split: rows for split, rows in zip(SPLITS, (run.train_data, run.eval_data), strict=True) if len(rows)}
+
+
+def _score_all(run: Run, rows: Dataset, score: Score) -> torch.Tensor:
+    """Of every row, on every worker, fp32 [rows, 2]."""
+    import torch
+
+    from ptrain.stages import to_device
+
+    values = torch.zeros(len(rows), 2, device=run.device)
+    run.engine.train(False)
+    with torch.no_grad():
+        for batch in run.call("create_dataloader", split="eval", dataset=rows):
+            run.stop_if_asked()
+            batch = to_device(batch, run.device)
+            found = run.engine(lambda batch=batch: score(run, batch))
+            values[batch["row_numbers"]] = found[: len(batch["row_numbers"])]
+    run.engine.train(True)
+    if run.world > 1:
+        torch.distributed.all_reduce(values)
+        values /= run.world // run.data_world  # workers that share rows computed the same
+    return values.cpu()
+
+
+def _places(run: Run) -> list[Path]:
+    cache = run.recipe.data.cache_dir.expanduser() / f"{_key(run)}.{FILE}"
+    return [run.dir / FILE, cache]
+
+
+def _found(run: Run) -> dict[str, torch.Tensor] | None:
+    """What was computed before, if every worker finds it."""
+    from safetensors.torch import load_file
+
+    for path in _places(run)[: 1 if run.progress.step else 2]:
+        if run.agree(path.is_file()):
+            values = load_file(path)
+            if run.rank == 0 and not (run.dir / FILE).is_file():
+                _write(run.dir / FILE, values)
+            return values
+    return None
+
+
+def _write(path: Path, values: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file(values, temporary)
+    temporary.replace(path)
+
+
+def _key(run: Run) -> str:
+    """Of everything that the log-probabilities depend on: weights, rows, precision, whether they are means."""
+    content = [_model(run), *(_rows(rows) for rows in _splits(run).values()), run.recipe.model.dtype, run.recipe.type]
+    content.append(run.config.model_dump(include={"length_normalised", "loss_type"}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _model(run: Run) -> Any:
+    """The weights that training begins with: by the files of a folder, by commit, or by what they are drawn from."""
+    from ptrain.data.sources.base import content_hashes
+
+    keys = run.recipe.model.model_dump(mode="json", exclude={"attn_implementation", "disable_activation_checkpoint"})
+    folder = Path(run.recipe.model.name_or_path)
+    if run.recipe.model.name_or_path and folder.is_dir():
+        files = sorted(path for kind in ("*.safetensors", "*.json") for path in folder.glob(kind))
+        return [{**keys, "name_or_path": ""}, content_hashes(files)]
+    return [keys, getattr(run.hf_config, "_commit_hash", None), run.recipe.seed]
+
+
+def _rows(rows: Dataset) -> str:
+    digest = hashlib.sha256()
+    table: Any
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        for name in ("input_ids", "labels"):
+            for chunk in table[name].chunks:
+                digest.update(chunk.value_lengths().to_numpy().tobytes())
+                digest.update(chunk.flatten().to_numpy().tobytes())
+    return digest.hexdigest()
