@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
+from ptrain.data.bytelevel import token_sizes, within
 from ptrain.errors import ModelError
 
 if TYPE_CHECKING:
@@ -54,10 +56,39 @@ class Encoder:
         No token reaches over the end of a span: where the tokenizer would merge characters of both sides, the text
         is encoded in parts, as generation does it (the prompt first, then what follows).
         """
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [self._one(*one) for one in zip(encodings, texts, spans, strict=True)]
+        found = self._by_sizes(texts, spans)
+        rest = [at for at, one in enumerate(found) if one is None]
+        encodings = self._backend.encode_batch([texts[at] for at in rest], add_special_tokens=False)
+        for at, encoding in zip(rest, encodings, strict=True):
+            found[at] = self._by_offsets(encoding, texts[at], spans[at])
+        return found  # type: ignore[return-value]
 
-    def _one(self, encoding: Encoding, text: str, spans: Sequence[Span]) -> Tokens:
+    @cached_property
+    def _sizes(self) -> np.ndarray | None:
+        return token_sizes(self._backend)
+
+    def _by_sizes(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Tokens | None]:
+        """The same without offsets, which take a quarter of the time of encoding; None for a text that needs them."""
+        import numpy as np
+
+        if self._sizes is None:
+            return [None] * len(texts)
+        encoded = self.ids(texts)
+        ids = np.array(list(chain.from_iterable(encoded)), dtype=np.int32)
+        firsts = np.cumsum([0, *map(len, encoded)])
+        learnt, whole, clear = within(self._sizes[ids], firsts, texts, spans)
+        labels = np.where(learnt, ids, np.int32(IGNORED))
+        found: list[Tokens | None] = []
+        for at, bounds in enumerate(pairwise(firsts.tolist())):
+            if not whole[at]:
+                found.append(None)
+            elif clear[at]:
+                found.append(Tokens(ids[slice(*bounds)], labels[slice(*bounds)]))
+            else:
+                found.append(self._in_parts(encoded[at], texts[at], spans[at]))
+        return found
+
+    def _by_offsets(self, encoding: Encoding, text: str, spans: Sequence[Span]) -> Tokens:
         import numpy as np
 
         ids = np.array(encoding.ids, dtype=np.int32)
@@ -65,18 +96,18 @@ class Encoder:
         for span in spans:
             found = _aligned(encoding, span, len(text)) or _searched(encoding.offsets, span)
             if found is None:
-                return self._in_parts(encoding, text, spans)
+                return self._in_parts(encoding.ids, text, spans) or _inside(encoding, spans)
             labels[slice(*found)] = ids[slice(*found)]
         return Tokens(ids, labels)
 
-    def _in_parts(self, whole: Encoding, text: str, spans: Sequence[Span]) -> Tokens:
+    def _in_parts(self, whole: list[int], text: str, spans: Sequence[Span]) -> Tokens | None:
         import numpy as np
 
         cuts = sorted({0, len(text), *(edge for span in spans for edge in span)})
         parts = list(pairwise(cuts))
         pieces = self.ids([text[start:stop] for start, stop in parts])
-        if not self._says_the_same([token for piece in pieces for token in piece], whole.ids):
-            return _inside(whole, spans)
+        if not self._says_the_same([token for piece in pieces for token in piece], whole):
+            return None
         ids = np.array([token for piece in pieces for token in piece], dtype=np.int32)
         learnt = np.repeat([part in set(spans) for part in parts], [len(piece) for piece in pieces])
         return Tokens(ids, np.where(learnt, ids, np.int32(IGNORED)))
