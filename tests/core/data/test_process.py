@@ -187,6 +187,10 @@ def test_what_can_not_be_rendered_is_named() -> None:
     rows = Dataset.from_dict({"messages": [[{"role": "system", "content": "a"}]], "origin": ["x.jsonl:7"]})
     with pytest.raises(DataError, match=r"x.jsonl:7: the chat template can't render it: System role not supported"):
         encode_conversations(rows, family("gemma"), Report())
+    said = [("user", "a"), ("system", "a"), ("human", "a")]
+    rows = Dataset.from_dict({"messages": [[{"role": role, "content": text}] for role, text in said]})
+    with pytest.raises(DataError, match=r"row 2: the chat template can't render it: System role not supported"):
+        encode_conversations(rows, family("gemma"), Report())
     with pytest.raises(DataError, match="no column `messages`"):
         encode_conversations(Dataset.from_dict({"a": [1]}), TOKENIZER, Report())
     with pytest.raises(DataError, match="no column `text`"):

@@ -187,6 +187,15 @@ def test_the_generation_prompt_is_where_the_turn_begins() -> None:
         assert prompt == rendered.text[:start] or name == "deepseek"
 
 
+@pytest.mark.parametrize("name", ["chatml", "llama3_tools"])
+def test_together_as_alone(name: str) -> None:
+    """Marked or not, with and without tools, in more than one call."""
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]
+    rows = [(conversation([(f"q{at}", f"a{at}")]), tools if at % 40 == 39 else None) for at in range(100)]
+    template = Template(family(name))
+    assert template.render_all(rows) == [template.render(*row) for row in rows]
+
+
 def test_turns_without_an_end_token_are_counted() -> None:
     """Alpaca has none."""
     messages = conversation([("a", "b"), ("c", "d")])

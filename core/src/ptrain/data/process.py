@@ -131,29 +131,40 @@ class Work:
         return kept, report
 
     def _conversations(self, table: pa.Table, names: list[str], report: Report) -> list[Tokens]:
-        rendered = [self._rendered(*row, report) for row in conversation_rows(table, names)]
+        rendered = self._rendered(table, names, report)
         texts = [one.text for one in rendered]
         spans = [one.spans if self.job.mask_inputs else [(0, len(one.text))] for one in rendered]
         return self._encoder.labelled(texts, spans)
 
-    def _rendered(self, messages: list[dict[str, Any]], tools: list[Any] | None, name: str, report: Report) -> Rendered:
+    def _rendered(self, table: pa.Table, names: list[str], report: Report) -> list[Rendered]:
         template = self._template
         assert template is not None
         try:
-            found = template.render(messages, tools, ignore_empty_think=self.job.ignore_empty_think)
+            rows = [(messages, tools) for messages, tools, _ in conversation_rows(table, names)]
+            found = template.render_all(rows, ignore_empty_think=self.job.ignore_empty_think)
+        except (DataError, Unrenderable):
+            # One by one, the first that is wrong is named.
+            for row in conversation_rows(table, names):
+                self._render_alone(template, *row)
+            raise
+        for (_, tools), one in zip(rows, found, strict=True):
+            report.turns += len(one.spans)
+            report.unended_turns += one.unended
+            if tools and not template.mentions("tools"):
+                report.note("the chat template leaves the column `tools` out")
+            if template.mentions("strftime_now"):
+                report.note("the chat template may write the date: prepared on another day, the rows may differ")
+        return found
+
+    def _render_alone(self, template: Template, messages: list[dict[str, Any]], tools: Any, name: str) -> None:
+        try:
+            template.render(messages, tools, ignore_empty_think=self.job.ignore_empty_think)
         except Unrenderable as error:
             raise DataError(
                 f"{name}: {error}",
                 fix="mend the row, mark the assistant's words in the template with `{% generation %}`, or choose "
                 "another `tokenizer.chat_template`, e.g. `chatml`",
             ) from error
-        report.turns += len(found.spans)
-        report.unended_turns += found.unended
-        if tools and not template.mentions("tools"):
-            report.note("the chat template leaves the column `tools` out")
-        if template.mentions("strftime_now"):
-            report.note("the chat template may write the date: prepared on another day, the rows may differ")
-        return found
 
     def _texts(self, table: pa.Table, names: list[str], report: Report) -> list[Tokens]:
         import numpy as np

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
+from ptrain.data.arrow import blocks
 from ptrain.data.rows import plain_messages
 from ptrain.data.special import SpecialTokens
 from ptrain.errors import DataError
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PROBE = "ptrainprobe"
+TOGETHER = 25
+"""So many conversations are written by one call: it has its own cost, and the objects of many keep the garbage
+collector busy."""
 
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, Any]]
@@ -77,13 +81,37 @@ class Template:
             Unrenderable: the template refuses the conversation, leaves a message out, or is neither marked nor
                 prefix-stable.
         """
-        plain = self._plain(messages)
-        self._check_complete(plain)
+        return self._together([messages], tools, ignore_empty_think)[0]
+
+    def render_all(self, rows: Iterable[tuple[Messages, Tools]], *, ignore_empty_think: bool = False) -> list[Rendered]:
+        """The same of several conversations; those without tools, one after another, take less time together."""
+        found: list[Rendered] = []
+        for has_tools, group in groupby(rows, key=lambda row: bool(row[1])):
+            if has_tools:
+                found += [self.render(*row, ignore_empty_think=ignore_empty_think) for row in group]
+                continue
+            for some in blocks(group, TOGETHER):
+                found += self._together([messages for messages, _ in some], None, ignore_empty_think)
+        return found
+
+    def _together(self, rows: list[Messages], tools: Tools, ignore_empty_think: bool) -> list[Rendered]:
+        plain = [self._plain(messages) for messages in rows]
+        for messages in plain:
+            self._check_complete(messages)
         if self._has_marks(tools):
-            text, found = self._write(plain, tools, marked=True)
-            spans = self._marked(text, found, plain)
+            written = self._write_all(plain, tools, marked=True)
+            found = [
+                (text, self._marked(text, spans, messages))
+                for (text, spans), messages in zip(written, plain, strict=True)
+            ]
         else:
-            text, spans = self._incremental(plain, tools)
+            found = [self._incremental(messages, tools) for messages in plain]
+        return [
+            self._rendered(text, spans, messages, ignore_empty_think)
+            for (text, spans), messages in zip(found, rows, strict=True)
+        ]
+
+    def _rendered(self, text: str, spans: list[Span], messages: Messages, ignore_empty_think: bool) -> Rendered:
         unended = sum(not self._special.ends(text, span) for span in spans)
         text, shift = self._special.one_bos(text)
         kept = _trained([(start + shift, stop + shift) for start, stop in spans], messages)
@@ -97,11 +125,11 @@ class Template:
         Raises:
             Unrenderable: the template refuses the conversation.
         """
-        return self._special.one_bos(self._write(self._plain(messages), tools, prompt=True)[0])[0]
+        return self._special.one_bos(self._write(self._plain(messages), tools, prompt=True))[0]
 
     def written(self, messages: Messages) -> str:
         """What the template itself makes of messages, BOS or not."""
-        return self._write(self._plain(messages), None)[0]
+        return self._write(self._plain(messages), None)
 
     def _plain(self, messages: Messages) -> list[dict[str, Any]]:
         return plain_messages(messages, self._objects)
@@ -144,23 +172,23 @@ class Template:
         return shorter if self._special.ends(text, (start, shorter)) else stop
 
     def _incremental(self, messages: Messages, tools: Tools) -> tuple[str, list[Span]]:
-        whole = self._write(messages, tools)[0]
+        whole = self._write(messages, tools)
         spans = []
         for at, message in enumerate(messages):
             if message["role"] == "assistant":
-                after = whole if at == len(messages) - 1 else self._write(messages[: at + 1], tools)[0]
+                after = whole if at == len(messages) - 1 else self._write(messages[: at + 1], tools)
                 start = self._start(messages[:at], tools, whole, after, at)
                 spans.append((start, self._stop(whole, after, start, at)))
         return whole, spans
 
     def _start(self, before: Messages, tools: Tools, whole: str, after: str, at: int) -> int:
         """Where message `at` begins to be the assistant's: behind the generation prompt."""
-        prompt = self._write(before, tools, prompt=True)[0]
+        prompt = self._write(before, tools, prompt=True)
         if whole.startswith(prompt) and after.startswith(prompt):
             return len(prompt)
         # A generation prompt may add what a finished turn lacks (an opened think block): keep what they share,
         # up to a special token or the end of a line.
-        body = self._write(before, tools)[0] if before else ""
+        body = self._write(before, tools) if before else ""
         shared = _common(_common(prompt, whole), after)
         cuts = [m.end() for m in re.finditer(f"{self._special.one.pattern}|\n", shared) if m.end() > len(body)]
         if not shared.startswith(body) or not cuts:
@@ -224,20 +252,24 @@ class Template:
 
     def _probe(self, messages: Messages) -> str | None:
         try:
-            return self._write(messages, None)[0]
+            return self._write(messages, None)
         except Unrenderable:
             return None
 
-    def _write(
-        self, messages: Messages, tools: Tools, *, prompt: bool = False, marked: bool = False
-    ) -> tuple[str, list[Span]]:
+    def _write(self, messages: Messages, tools: Tools, *, prompt: bool = False) -> str:
+        return self._write_all([messages], tools, prompt=prompt)[0][0]
+
+    def _write_all(
+        self, rows: Sequence[Messages], tools: Tools, *, prompt: bool = False, marked: bool = False
+    ) -> list[tuple[str, list[Span]]]:
+        """The texts of conversations, with their marked spans."""
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             # What it says it returns is not what it returns.
             found: Any = render_jinja_template(
-                [[dict(message) for message in messages]],
+                [[dict(message) for message in messages] for messages in rows],
                 tools=list(tools) if tools else None,
                 chat_template=self._text(tools),
                 return_assistant_tokens_mask=marked,
@@ -247,7 +279,7 @@ class Template:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise Unrenderable(f"the chat template can't render it: {error}") from error
         texts, spans = found
-        return texts[0], (spans[0] if marked else [])
+        return list(zip(texts, spans if marked else [[] for _ in texts], strict=True))
 
 
 def _unstable(at: int) -> Unrenderable:
