@@ -1,4 +1,4 @@
-"""The oracle: supervised fine-tuning as a bare PyTorch loop, with nothing of ptrain in it.
+"""The oracle: training as a bare PyTorch loop, with nothing of ptrain in it.
 
 Rows are given as token ids and labels; the order is numpy's permutation of (seed, epoch). Every document is
 computed on its own, so that there is no padding, no packing and no mask to get wrong.
@@ -7,12 +7,14 @@ computed on its own, so that there is no padding, no packing and no mask to get 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, get_scheduler
 
 Document = tuple[list[int], list[int]]
+Rows = list[list[Document]]
 NO_DECAY = ("bias", "norm.weight")
 
 
@@ -28,9 +30,16 @@ def loss_sum(model: PreTrainedModel, document: Document) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
 
 
+def supervised(model: PreTrainedModel, rows: Rows) -> Iterator[torch.Tensor]:
+    """The mean cross-entropy of all labels of a step, a part for each document."""
+    documents = [document for row in rows for document in row]
+    count = sum(label != -100 for _, labels in documents for label in labels[1:])
+    return (loss_sum(model, document) / count for document in documents)
+
+
 def train(
     model: PreTrainedModel,
-    rows: list[list[Document]],
+    rows: Rows,
     *,
     batch: int,
     steps: int,
@@ -39,8 +48,9 @@ def train(
     warmup_ratio: float = 0.1,
     weight_decay: float = 0.1,
     clip: float = 1.0,
+    parts: Callable[[PreTrainedModel, Rows], Iterator[torch.Tensor]] = supervised,
 ) -> list[float]:
-    """Train `model` in place on `rows` (each a list of documents) and return the loss of every step."""
+    """Train `model` in place on `rows` (each a list of documents) and return the loss of each step: the sum of `parts`."""
     decay = [p for n, p in model.named_parameters() if not n.endswith(NO_DECAY)]
     rest = [p for n, p in model.named_parameters() if n.endswith(NO_DECAY)]
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -52,11 +62,8 @@ def train(
     for step in range(steps):
         epoch, at = divmod(step, per_epoch)
         chosen = permutation(len(rows), seed, epoch)[at * batch : (at + 1) * batch]
-        documents = [document for index in chosen for document in rows[index]]
-        count = sum(label != -100 for _, labels in documents for label in labels[1:])
         total = 0.0
-        for document in documents:
-            loss = loss_sum(model, document) / count
+        for loss in parts(model, [rows[index] for index in chosen]):
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -50,7 +50,7 @@ class Cut:
 
 def record_ids(run: Any) -> None:
     """Write down what each step is given."""
-    call, file = run.call, run.dir / f"ids-{run.rank}.jsonl"
+    call, file = run.stack.call, run.dir / f"ids-{run.rank}.jsonl"
 
     def recorded(stage: str, **arguments: Any) -> Any:
         if stage == "step":
@@ -60,7 +60,7 @@ def record_ids(run: Any) -> None:
                 out.write(json.dumps({"step": run.progress.step + 1, "ids": digest}) + "\n")
         return call(stage, **arguments)
 
-    run.call = recorded
+    run.stack.call = recorded
 
 
 def main(specs: list[str]) -> int:

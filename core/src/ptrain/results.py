@@ -27,7 +27,8 @@ class Loss:
     Attributes:
         sums: by term, a scalar fp32 tensor with a gradient: the sum, not the mean.
         weights: by term, its factor; 1 where it is missing.
-        metrics: by name, `(sum, count)`, for display alone.
+        metrics: by name, `(sum, count)`, for display alone; the same names for every micro-batch on every worker,
+            also for one without rows.
     """
 
     sums: dict[str, torch.Tensor]

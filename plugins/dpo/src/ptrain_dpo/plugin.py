@@ -60,6 +60,7 @@ class DPO(ptrain.Trainer):
         "source": "huggingface",
         "evaluator": "loss",
     }
+    _reference: Any = None
     loss_types: ClassVar[tuple[str, ...]] = ("sigmoid", "ipo")
     """What `loss_type` may be."""
 
@@ -86,6 +87,17 @@ class DPO(ptrain.Trainer):
 
         return process_pairs(run, split, dataset)
 
+    @ptrain.hookimpl(wrapper=True)
+    def create_dataloader(self, run: Run) -> Any:
+        """Batches with a column `reference`, once there is one: what it makes of their rows, fp32 [rows, 2]."""
+        from ptrain_dpo.reference import Referenced
+
+        return Referenced((yield), lambda batch: self._with_reference(run, batch))
+
+    def _with_reference(self, run: Run, batch: Batch) -> Batch:
+        # Not within `loss`, which is a part of the engine's forward pass: another engine has no place in there.
+        return batch if self._reference is None else {**batch, "reference": self._reference(run, batch)}
+
     @ptrain.hookimpl
     def before_training(self, run: Run) -> None:
         """Get the reference ready."""
@@ -103,11 +115,7 @@ class DPO(ptrain.Trainer):
         """The sum over the pairs, and what is recorded of them."""
         from ptrain_dpo.losses import Pairs
 
-        found = self.score(run, batch)
-        if not batch["rows"]:
-            return ptrain.Loss({"loss": 0.0 * found.sum()})
-        with_reference = self._reference(run, batch)
-        pairs = Pairs(*found.unbind(1), *with_reference.unbind(1))
+        pairs = Pairs(*self.score(run, batch).unbind(1), *batch["reference"].unbind(1))
         return ptrain.Loss({"loss": self.pair_losses(pairs).sum()}, metrics=self._metrics(pairs))
 
     def pair_losses(self, pairs: Pairs) -> torch.Tensor:
@@ -119,14 +127,14 @@ class DPO(ptrain.Trainer):
     def score(self, run: Run, batch: Batch) -> torch.Tensor:
         """Log-probabilities of the chosen and the rejected answer of each row under `run.model`, fp32 [rows, 2].
 
-        Sums over the tokens of an answer, or means where they are normalised by length. A micro-batch without rows
-        gives a single number.
+        Sums over the tokens of an answer, or means where they are normalised by length.
         """
         labels, documents = batch["shift_labels"], batch["document_ids"]
         hidden = run.call("forward", model=run.model, batch=batch)
         logprobs = run.call("token_logprobs", hidden=hidden, labels=labels)
         if not batch["rows"]:
-            return logprobs[:, :1]
+            # Under ZeRO-3 the backward pass, too, has to go through the model on every worker.
+            return logprobs.new_zeros(0, 2) + 0.0 * logprobs.sum()
         first = 2 * documents.new_tensor(range(len(documents)))[:, None]
         segments = (documents + first).masked_fill(documents < 0, -1)
         sums = run.call("sequence_sum", values=logprobs, segment_ids=segments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,6 +75,9 @@ class Online:
 
     def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
         """Those of the rows of a batch, fp32 [rows, 2]."""
+        from ptrain.stages import to_device
+
+        batch = to_device(batch, run.device)
         return self._run.engine(lambda: self._score(self._run, batch))
 
 
@@ -87,6 +91,22 @@ class Absent:
         import torch
 
         return torch.zeros(len(batch["row_numbers"]), 2, device=run.device)
+
+
+class Referenced:
+    """A loader whose batches have what the reference makes of them."""
+
+    def __init__(self, loader: Any, attach: Callable[[Batch], Batch]) -> None:
+        self._loader, self._attach = loader, attach
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._attach, self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 REFERENCES = {"cached": Cached, "online": Online, "none": Absent}
@@ -110,7 +130,7 @@ def _score_all(run: Run, rows: Dataset, score: Score) -> torch.Tensor:
             run.stop_if_asked()
             batch = to_device(batch, run.device)
             found = run.engine(lambda batch=batch: score(run, batch))
-            values[batch["row_numbers"]] = found[: len(batch["row_numbers"])]
+            values[batch["row_numbers"]] = found
     run.engine.train(True)
     if run.world > 1:
         torch.distributed.all_reduce(values)
