@@ -38,6 +38,8 @@ class Source(Part):
 
     kind = "source"
     Config = sections.SourceConfig
+    samples: ClassVar[bool] = False
+    """Whether `load` itself draws `sample_ratio` or `sample_count`; otherwise core does so afterwards."""
 
     def load(self, run: Run, split: str) -> Dataset:
         """The rows of `split` ("train" or "eval").

@@ -33,9 +33,12 @@ def create_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 @hookimpl
 def load(run: Run, source: Source) -> Dataset:
-    """What the source part loads."""
+    """What the source part loads, or the part of it that `sample_ratio` or `sample_count` draws."""
+    from ptrain.data.sources.base import sampled
+
     training = any(source is one for one in run.parts.sources)
-    return source.load(run, source.config.split or ("train" if training else "eval"))
+    rows = source.load(run, source.config.split or ("train" if training else "eval"))
+    return rows if source.samples else sampled(rows, source.config)
 
 
 @hookimpl

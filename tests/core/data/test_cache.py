@@ -202,6 +202,37 @@ def documents(row: Any) -> list[list[int]]:
     return found
 
 
+def test_core_draws_from_a_source_of_ones_own(recipe: Recipe, tmp_path: Path) -> None:
+    """`sample_count` and `sample_ratio` hold for every source; one that draws itself says so."""
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import ptrain\n"
+        "from datasets import Dataset\n"
+        "def rows():\n"
+        "    turns = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]\n"
+        "    return Dataset.from_list([{'messages': turns, 'n': n} for n in range(20)])\n"
+        "@ptrain.register('source', 'plain')\n"
+        "class Plain(ptrain.Source):\n"
+        "    def load(self, run, split): return rows()\n"
+        "@ptrain.register('source', 'drawing')\n"
+        "class Drawing(ptrain.Source):\n"
+        "    samples = True\n"
+        "    def load(self, run, split): return rows().select(range(self.config.sample_count))\n"
+    )
+
+    def numbers(**keys: Any) -> list[int]:
+        run = run_of(changed(recipe, {"data.sources": [keys]}), code)
+        return run.call("load", source=run.parts.sources[0])["n"]
+
+    assert numbers(type="plain") == list(range(20))
+    drawn = numbers(type="plain", sample_count=5)
+    assert len(drawn) == 5 and drawn == sorted(drawn) != list(range(5))
+    assert drawn != numbers(type="plain", sample_count=5, sample_seed=1)
+    assert len(numbers(type="plain", weight=0.5)) == 10
+    assert sorted(numbers(type="plain", weight=2)) == sorted([*range(20)] * 2)
+    assert numbers(type="drawing", sample_count=5) == list(range(5))
+
+
 def test_no_rows_are_an_error(recipe: Recipe) -> None:
     """For training, and for evaluation where it was asked for."""
     with pytest.raises(DataError, match="no rows for evaluation"):

@@ -277,6 +277,7 @@ ROLES = {
             ["user q", "assistant a"],
         ),
         ({"prompt": "q", "completion": "a"}, {}, ["user q", "assistant a"]),
+        ({"user": "q", "assistant": "a"}, {}, ["user q", "assistant a"]),
         (
             {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
             {},

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ptrain.recipe.config import Config
     from ptrain.run import Run
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key: raise it when the same input gives another result."""
 NOT_PREPARED = frozenset(
     {

@@ -46,6 +46,8 @@ CONTENT_KEYS = ("content", "text", "message", "value")
 class HuggingFaceSource(Source):
     """`huggingface`: the rows as they are; a `messages` column is checked."""
 
+    samples = True  # before rows are shaped
+
     class Config(SourceConfig):
         """Keys of `huggingface`."""
 
@@ -179,7 +181,10 @@ class HuggingFaceInstruct(HuggingFaceSource):
 def _guess(columns: list[str]) -> Mapping[str, str] | None:
     if "messages" in columns:
         return {"user": "messages.role.user", "assistant": "messages.role.assistant"}
-    return {"user": "prompt", "assistant": "completion"} if {"prompt", "completion"} <= set(columns) else None
+    for asked, answered in (("user", "assistant"), ("prompt", "completion")):
+        if {asked, answered} <= set(columns):
+            return {"user": asked, "assistant": answered}
+    return None
 
 
 class HuggingFaceCausal(HuggingFaceSource):

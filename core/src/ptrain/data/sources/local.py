@@ -34,6 +34,7 @@ class LocalFiles(Source):
     """Rows of one or more files, in the order of their names."""
 
     format: ClassVar[str] = ""
+    samples = True
 
     class Config(SourceConfig):
         """Keys of every source of local files."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Tasks(Source):
     """A seeded family of small tasks; no question of the evaluation part is ever in the training part."""
 
+    samples = True
+
     class Config(SourceConfig):
         """Keys of `tasks`."""
 
