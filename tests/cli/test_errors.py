@@ -85,6 +85,27 @@ def test_every_problem_of_a_recipe_is_an_error_of_its_own(ptrain: Ptrain, recipe
     assert len(re.findall(r"^error: ", outcome[2], re.MULTILINE)) == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("@ptrain.callback('post-backward')\ndef f(run, result): ...", "there is no event `post-backward`"),
+        ("@ptrain.callback('pre-loss')\ndef f(run, rows): ...", "has no argument `rows`"),
+        ("@ptrain.hookimpl\ndef losss(run, batch): ...", "there is no stage `losss`"),
+        ("@ptrain.hookimpl\ndef loss(run, batch): ...", "can never return a value"),
+    ],
+)
+def test_check_refuses_hooks_that_cannot_be(ptrain: Ptrain, recipe: Path, code: str, told: str) -> None:
+    (recipe.parent / "mine.py").write_text(f"import ptrain\n\n{code}\n")
+    refused(ptrain("check", recipe, "--code", recipe.parent / "mine.py"), "mine.py:", told)
+
+
+@pytest.mark.parametrize("key", ["eval_interval=2", "eval_at_start=true"])
+def test_evaluations_without_rows(ptrain: Ptrain, recipe: Path, key: str) -> None:
+    code, _, err = ptrain("run", recipe, "-o", key, "-o", f"output_dir={recipe.parent / 'out'}")
+    assert code == 2 and f"error: -o {key}: `{key.partition('=')[0]}` asks for evaluations" in err
+    assert not (recipe.parent / "out").exists()
+
+
 def test_check_says_ok_in_one_line(ptrain: Ptrain, recipe: Path) -> None:
     code, out, _ = ptrain("check", recipe)
     assert (code, out) == (0, f"ok: {recipe} (sft)\n")

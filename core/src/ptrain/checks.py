@@ -135,6 +135,17 @@ def check_packing(run: Run, rows: Dataset) -> None:
         refuse_packing(run.hf_config, implementation(run.hf_config, wanted))
 
 
+def check_evaluation(run: Run, rows: Dataset) -> None:
+    """Raise RecipeError where the recipe asks for evaluations in between, and there are no rows for them."""
+    for key in ("eval_interval", "eval_at_start"):
+        if getattr(run.recipe, key) and not len(rows):
+            raise RecipeError(
+                f"`{key}` asks for evaluations, and there are no rows for them",
+                where=run.loaded.document.value_position((key,)),
+                fix="add `train_eval_split: [0.98, 0.02]`, say, or `eval_sources` to `data`",
+            )
+
+
 def check_space(run: Run, directory: Path, parameters: int) -> None:
     """Raise CheckpointError where not even one checkpoint of so many parameters would fit on the disk."""
     from ptrain.directory import free_bytes

@@ -46,6 +46,7 @@ def prepare_run(
     directory = run_directory(loaded.recipe, source, resume=resume)
     check_directory(directory, resume=resume, restart=restart)
     run, prepared = prepare_data(loaded, directory)
+    checks.check_evaluation(run, prepared.eval)
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
     resume_from = None
     if resume:
