@@ -4,7 +4,7 @@ A page is a story that is played in an empty folder, from top to bottom. A code 
 file; a line `$ command` in a `console` block is run, and has to end with exit code 0, or with the one that a
 comment behind it names (`# exit code 2`). Python without a caption is run as a script; a comment behind a
 `print` is what it prints. YAML without a caption has to load: as a recipe if it has a `type`, else as a part of
-one.
+one. Code of other programs is marked `py`, and only shown.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every key of the reference system that belongs to core, `sft` or `causal` works, or is refused by name."""
+"""Every key of the reference system works, or is refused by name with what to do instead."""
 
 from __future__ import annotations
 
@@ -96,6 +96,21 @@ WORKS: dict[str, dict[str, Any]] = {
     },
 }
 
+DPO = ("ref_model", "beta", "ignore_label_index", "label_smoothing", "reference_model_deepspeed")
+SWIFTKV = ("logits_loss_temp", "hidden_loss_mult", "hidden_loss_layer")
+SPECULATOR = (
+    "speculator_path", "gen_train", "gen_train_simple", "gen_micro_batch_size", "gen_train_global_batch_size",
+    "gen_train_micro_batch_size", "gen_prompt_length", "gen_seq_length",
+)  # fmt: skip
+SPECULATOR_MODEL = (
+    "n_speculator_heads", "speculator_width", "speculator_tie_weights", "speculator_scale_input", "proj_dim",
+    "emb_dim", "method", "tie_lstm_embs",
+)  # fmt: skip
+CONTRASTIVE = (
+    "filesystem", "root_directory", "split_factor", "max_seq_length_query", "max_seq_length_doc",
+    "eval_root_directories", "eval_split_factor", "eval_max_seq_length_query", "eval_max_seq_length_doc",
+)  # fmt: skip
+
 REFUSED: dict[str, dict[str, str]] = {
     "": {
         "skip_validation": "nothing to skip",
@@ -109,19 +124,17 @@ REFUSED: dict[str, dict[str, str]] = {
         "mem_profiler": "pickled",
         "mem_profiler_dir": "pickled",
         "mem_profiler_max_entries": "pickled",
-        "ref_model": "ptrain-dpo",
-        "label_smoothing": "ptrain-dpo",
-        "logits_loss_temp": "ptrain-swiftkv",
-        "gen_train": "ptrain-spec-decode",
-        "mrl_dim": "ptrain-embed",
-        "world_size": "launcher",
+        **dict.fromkeys(DPO, "ptrain-dpo"),
+        **dict.fromkeys(SWIFTKV, "ptrain-swiftkv"),
+        **dict.fromkeys(SPECULATOR, "ptrain-spec-decode"),
+        **dict.fromkeys(("use_in_batch_negatives", "loss_temperature", "mrl_dim"), "ptrain-embed"),
+        **dict.fromkeys(("local_rank", "global_rank", "world_size"), "launcher"),
     },
     "model": {
-        "num_key_value_layers": "ptrain-swiftkv",
-        "gen_seq_length": "ptrain-spec-decode",
-        "moba_topk": "MoBA",
-        "n_speculator_heads": "ptrain-spec-decode",
-        "pooling": "ptrain-embed",
+        **dict.fromkeys(("num_key_value_layers", "key_value_group_size"), "ptrain-swiftkv"),
+        **dict.fromkeys((*SPECULATOR, *SPECULATOR_MODEL), "ptrain-spec-decode"),
+        **dict.fromkeys(("moba_chunk_size", "moba_topk"), "MoBA"),
+        **dict.fromkeys(("pooling", "kwargs"), "ptrain-embed"),
         "peft_config": "adapters",
     },
     "tokenizer": {"tokenize_kwargs": "whole"},
@@ -134,10 +147,38 @@ REFUSED: dict[str, dict[str, str]] = {
         "drop_last": "once an epoch",
         "fuse_positions_prob": "never see each other",
         "repeat_to_pack_max_length": "counts once",
-        "max_prompt_length": "ptrain-dpo",
-        "root_directory": "ptrain-embed",
+        **dict.fromkeys(("max_prompt_length", "dpo_prompt_truncation_mode"), "ptrain-dpo"),
+        **dict.fromkeys(CONTRASTIVE, "ptrain-embed"),
     },
-    "source": {"sql": "Snowflake"},
+    "source": dict.fromkeys(("sql", "table_name", "dataset_uri", "column_mapping", "limit", "batch_size"), "Snowflake"),
+}
+
+REFUSED_TYPES: dict[str, dict[str, str]] = {
+    "type": {
+        "dpo": "pip install ptrain-dpo",
+        "swiftkv": "pip install ptrain-swiftkv",
+        "spec-decode": "pip install ptrain-spec-decode",
+        "arctic-lstm-speculator": "pip install ptrain-spec-decode",
+        "biencoder": "pip install ptrain-embed",
+    },
+    "model": {
+        "liger": "write `huggingface`",
+        "moba": "write `huggingface`",
+        "swiftkv": "pip install ptrain-swiftkv",
+        "biencoder": "pip install ptrain-embed",
+    },
+    "optimizer": {"fused_adam_moe": "write `fused_adam`", "cpu_adam_moe": "write `cpu_adam`"},
+    "scheduler": {"wds": "write `wsd`"},
+    "checkpoint": {
+        "biencoder": "pip install ptrain-embed",
+        "spec-decode": "pip install ptrain-spec-decode",
+        "arctic-lstm-speculator": "pip install ptrain-spec-decode",
+    },
+    "source": {
+        "snowflake": "`type: jsonl`",
+        "ProjectGutenbergSFT": "`type: jsonl`",
+        "HuggingFaceH4/ultrafeedback_binarized": "pip install ptrain-dpo",
+    },
 }
 
 
@@ -153,7 +194,8 @@ def recipe(section: str, keys: dict[str, Any], trainer: str = "sft") -> dict[str
 
 @pytest.fixture(scope="module")
 def installed() -> Catalog:
-    return Catalog.installed()
+    """As where ptrain-core and ptrain-sft alone are installed."""
+    return Catalog(tuple(o for o in Catalog.installed().all if o.distribution in ("ptrain-core", "ptrain-sft")))
 
 
 @pytest.mark.parametrize(("section", "key"), [(section, key) for section, keys in WORKS.items() for key in keys])
@@ -187,18 +229,30 @@ def test_refused_by_name(installed: Catalog, section: str, key: str) -> None:
     assert problem.fix
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("model", "liger"), ("optimizer", "fused_adam_moe"), ("optimizer", "cpu_adam_moe")]
-)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in REFUSED_TYPES.items() for name in names])
 def test_refused_types(installed: Catalog, kind: str, name: str) -> None:
-    with pytest.raises(RecipeError, match=f"there is no {kind} `{name}` here: "):
-        load_recipe(recipe(kind, {"type": name}), catalog=installed)
+    given = {**recipe("", {}), "type": name} if kind == "type" else recipe(kind, {"type": name})
+    what = "trainer" if kind == "type" else kind
+    with pytest.raises(RecipeError, match=f"there is no {what} `{name}`") as caught:
+        load_recipe(given, catalog=installed)
+    (problem,) = caught.value.problems
+    assert REFUSED_TYPES[kind][name] in str(problem.fix)
 
 
-def test_a_name_that_the_reference_system_misspelt(installed: Catalog) -> None:
-    with pytest.raises(RecipeError, match="there is no scheduler `wds`") as caught:
-        load_recipe(recipe("scheduler", {"type": "wds"}), catalog=installed)
-    assert caught.value.problems[0].fix == "write `wsd`"
+@pytest.mark.parametrize("name", ["snowflake", "ProjectGutenbergSFT"])
+def test_refused_names_of_sources(installed: Catalog, name: str) -> None:
+    """Where a list of names holds one that is a type there."""
+    with pytest.raises(RecipeError, match=f"there is no source `{name}` here: "):
+        load_recipe({**recipe("", {}), "data": {"sources": ["a/b", name]}}, catalog=installed)
+
+
+def test_a_number_of_rows(installed: Catalog) -> None:
+    assert load_recipe(recipe("source", {"sample_count": 5}), catalog=installed)
+
+
+def test_a_schedule_of_three_parts(installed: Catalog) -> None:
+    keys = {"type": "wsd", "num_warmup_steps": 1, "num_decay_steps": 2, "min_lr_ratio": 0.1}
+    assert load_recipe(recipe("scheduler", keys), catalog=installed)
 
 
 def advice() -> list[tuple[str, str, Elsewhere]]:
@@ -243,11 +297,9 @@ def test_published_recipes_are_right(installed: Catalog, name: str) -> None:
         ("custom-trainer", "2:7", "add `--allow-code`"),
     ],
 )
-def test_published_recipes_that_need_more(name: str, place: str, told: str) -> None:
-    # As where ptrain-core and ptrain-sft alone are installed.
-    catalog = Catalog(tuple(o for o in Catalog.installed().all if o.distribution in ("ptrain-core", "ptrain-sft")))
+def test_published_recipes_that_need_more(installed: Catalog, name: str, place: str, told: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(RECIPES / f"{name}.yaml", catalog=catalog)
+        load_recipe(RECIPES / f"{name}.yaml", catalog=installed)
     (problem,) = caught.value.problems
     assert str(problem.where) == f"{RECIPES / name}.yaml:{place}"
     assert told in str(problem)

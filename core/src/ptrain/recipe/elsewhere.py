@@ -26,7 +26,8 @@ _DPO = _package("ptrain-dpo")
 _SPEC = _package("ptrain-spec-decode")
 _EMBED = _package("ptrain-embed")
 _MOE = Elsewhere("no package of ptrain trains mixtures of experts in parallel yet", "leave it out")
-_MOBA = Elsewhere("no package of ptrain has MoBA attention yet", "use `type: huggingface`")
+_MOBA = "no package of ptrain has MoBA attention yet"
+_MOBA_KEY = Elsewhere(_MOBA, "leave it out")
 _SNOWFLAKE = Elsewhere(
     "no package of ptrain reads from Snowflake yet", "export the rows to a JSONL file and use `type: jsonl`"
 )
@@ -88,8 +89,8 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         "num_key_value_layers": _SWIFTKV,
         "key_value_group_size": _SWIFTKV,
         "peft_config": Elsewhere("adapters are not there yet: all weights are trained", "leave it out"),
-        "moba_chunk_size": _MOBA,
-        "moba_topk": _MOBA,
+        "moba_chunk_size": _MOBA_KEY,
+        "moba_topk": _MOBA_KEY,
         **dict.fromkeys(_SPEC_KEYS, _SPEC),
         **dict.fromkeys(_SPEC_MODEL_KEYS, _SPEC),
         "pooling": _EMBED,
@@ -122,7 +123,7 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         **dict.fromkeys(_EMBED_DATA_KEYS, _EMBED),
     },
     "source": {
-        **dict.fromkeys(("sql", "table_name", "dataset_uri", "column_mapping"), _SNOWFLAKE),
+        **dict.fromkeys(("sql", "table_name", "dataset_uri", "column_mapping", "limit", "batch_size"), _SNOWFLAKE),
     },
 }  # fmt: skip
 """By section ("" is the top level), then by key."""
@@ -138,14 +139,14 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
         "lstm_speculator": _SPEC,
         "biencoder": _EMBED,
         "embed": _EMBED,
-        "moba": _MOBA,
+        "moba": Elsewhere(_MOBA, "write `sft`"),
         "sft": _package("ptrain-sft"),
         "causal": _package("ptrain-sft"),
     },
     "plugin": {"sequence-parallel": _package("ptrain-sequence-parallel")},
     "model": {
         "swiftkv": _SWIFTKV,
-        "moba": _MOBA,
+        "moba": Elsewhere(_MOBA, "write `huggingface`"),
         "spec-decode": _SPEC,
         "mlp-speculator": _SPEC,
         "mlp_speculator": _SPEC,
@@ -158,7 +159,10 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
         ),
     },
     "checkpoint": {"biencoder": _EMBED, "spec-decode": _SPEC, "arctic-lstm-speculator": _SPEC},
-    "optimizer": {"fused_adam_moe": _MOE, "cpu_adam_moe": _MOE},
+    "optimizer": {
+        "fused_adam_moe": Elsewhere(_MOE.reason, "write `fused_adam`"),
+        "cpu_adam_moe": Elsewhere(_MOE.reason, "write `cpu_adam`"),
+    },
     "source": {
         "snowflake": _SNOWFLAKE,
         "HuggingFaceH4/ultrafeedback_binarized": _DPO,

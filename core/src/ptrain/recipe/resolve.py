@@ -10,6 +10,7 @@ from ptrain.catalog import Catalog, Offer
 from ptrain.errors import PluginError, Position, Problem
 from ptrain.recipe.config import Config
 from ptrain.recipe.document import Document, Place
+from ptrain.recipe.elsewhere import part_elsewhere
 from ptrain.recipe.names import dotted, listed, show
 from ptrain.recipe.suggest import closest
 
@@ -133,6 +134,9 @@ class Resolver:
         if name in self.catalog.names("source"):
             message = f"`{name}` is a type of source, not the name of a data set"
             self._wrong(message, place, fix=f"write `{{type: {name}, ...}}`")
+            return None
+        if "/" not in name and part_elsewhere("source", name):
+            self.load("source", name, self.document.value_position(place))  # which notes where it went
             return None
         section = self.part(label, place, {"name_or_path": name}, "source")
         if section is not None and "name_or_path" not in section.accepts:
