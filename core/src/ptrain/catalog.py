@@ -82,9 +82,9 @@ class Catalog:
         return cls(tuple(sorted(offer for offers in found.values() for offer in offers)))
 
     def with_classes(self, classes: Mapping[Offer, type]) -> Catalog:
-        """This catalog and `classes` besides, which take the place of classes with the same kind and name."""
-        new = {(offer.kind, offer.name) for offer in classes}
-        gone = {offer for offer in self.classes if (offer.kind, offer.name) in new}
+        """This catalog and `classes` besides; one that the same owner defined before gives way to its new form."""
+        new = {(offer.kind, offer.name, offer.distribution) for offer in classes}
+        gone = {offer for offer in self.classes if (offer.kind, offer.name, offer.distribution) in new}
         kept = {offer: cls for offer, cls in self.classes.items() if offer not in gone}
         return Catalog(tuple(sorted({*self.all} - gone | {*classes})), {**kept, **classes})
 
