@@ -63,6 +63,10 @@ def generated_recipe() -> Iterator[str]:
     """The top-level keys, the sections of core, and every part that the distributions here offer."""
     yield "## Top level"
     yield table(sections.CoreConfig)
+    for name, trainer in installed("trainer"):
+        if trainer.Config.model_fields:
+            yield f"### Top level of `type: {name}`"
+            yield table(trainer.Config)
     for name, config in SECTIONS.items():
         yield f"## {name}"
         yield table(config)
