@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ptrain.errors import RecipeError
 from ptrain.parts import Tracker
 from ptrain.recipe.dump import dump
 from ptrain.recipe.sections import TrackerConfig
@@ -21,8 +22,10 @@ class WandB(Tracker):
 
     def start(self, run: Run) -> None:
         """Start the W&B run, or go on with that of this run directory."""
-        import wandb  # pyright: ignore[reportMissingImports] - an extra
-
+        try:
+            import wandb  # pyright: ignore[reportMissingImports] - an extra
+        except ImportError as error:
+            raise RecipeError("wandb was asked for and is not installed", fix="pip install wandb") from error
         settings = run.recipe.wandb
         kept = run.dir / "wandb-run-id"
         known = kept.read_text().strip() if kept.exists() and run.progress.step else None
