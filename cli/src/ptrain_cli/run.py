@@ -172,9 +172,10 @@ def command(
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
     plan = make_plan(arguments)
     signal.signal(signal.SIGTERM, _terminated)
+    typed = ["ptrain", *sys.argv[1:]]
     spec = prepare_together(
         plan.meeting,
-        lambda: prepare_run(loaded, recipe, resume=resume, restart=restart, command=["ptrain", *sys.argv[1:]]),
+        lambda: prepare_run(loaded, recipe, resume=resume, restart=restart, command=typed, workers=plan.world),
     )
     leave(start(plan, spec, loaded.recipe.logger, debug=Settings.debug, python_profile=python_profile.value))
 

@@ -194,7 +194,9 @@ def _ready(
     topology = Topology.from_environment(os.environ)
     if topology.is_worker:
         os.environ.update(topology.environment())
-    spec = prepare_together(topology, lambda: prepare_run(loaded, source, resume=resume, restart=restart))
+    spec = prepare_together(
+        topology, lambda: prepare_run(loaded, source, resume=resume, restart=restart, workers=topology.world)
+    )
     # DeepSpeed does not join a second process group, so this one stays for the next call.
     atexit.register(engine.close)
     return open_spec(spec, plugins=plugins)

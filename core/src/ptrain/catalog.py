@@ -158,7 +158,8 @@ class Catalog:
             return PluginError(f"{message} here: {advice.reason}", expected=expected, fix=advice.fix)
         if guess is None and kinds:
             return PluginError(f"{message}: that is the name of a {' and of a '.join(kinds)}", expected=expected)
-        return PluginError(message, expected=expected, fix=f"write `{guess}`" if guess else None)
+        install = "install the package that offers it, or give your own code with `--code FILE`"
+        return PluginError(message, expected=expected, fix=f"write `{guess}`" if guess else install)
 
 
 def _check_requirement(offer: Offer) -> None:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import CheckpointError, ModelError, RecipeError
+from ptrain.directory import SPEC
+from ptrain.errors import CheckpointError, DataError, ModelError, RecipeError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
 
     from ptrain.recipe.load import Loaded
     from ptrain.recipe.sections import Recipe
@@ -28,27 +30,45 @@ def recipe_hash(loaded: Loaded, recipe: Recipe) -> str:
     return result_hash(recipe, "".join([loaded.user_code.sha256 if loaded.user_code else "", *sorted(own)]))
 
 
-def check_same_recipe(run: Run, data: str) -> None:
-    """Raise an error where the run directory belongs to a recipe with other results, or to other rows.
+def check_paths(run: Run) -> None:
+    """Raise RecipeError where the model or the tokenizer is named by a path, and none is there."""
+    from ptrain import hub
 
-    Args:
-        data: the digest of the prepared training rows.
-    """
+    for section in ("model", "tokenizer"):
+        name = getattr(run.recipe, section).name_or_path
+        if name and (fault := hub.path_fault(name) or hub.folder_fault(section, name)):
+            where = run.loaded.document.value_position((section, "name_or_path"))
+            raise RecipeError(f"`{section}.name_or_path` is `{name}`: {fault}", where=where, expected=hub.NAME)
+
+
+def check_same_recipe(run: Run) -> None:
+    """Raise RecipeError where the run directory belongs to a recipe with other results."""
     from ptrain.recipe.dump import dump, with_effect
 
-    spec = run.dir / "run.json"
-    if not spec.exists():
-        return
-    content = json.loads(spec.read_text(encoding="utf-8"))
-    if content["recipe_hash"] == run.recipe_hash:
-        if content["data"] != data:
-            raise _other_data(f"the run in `{run.dir}`")
+    content = _spec(run)
+    if content is None or content["recipe_hash"] == run.recipe_hash:
         return
     changed = differing(with_effect(content["recipe"]), with_effect(dump(run.recipe)))
     raise RecipeError(
         f"`{run.dir}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the user code differs"),
         fix="resume with the recipe of that run, or give this one its own `output_dir`",
     )
+
+
+def check_same_data(run: Run, data: str) -> None:
+    """Raise CheckpointError where the run in the run directory was made with other rows.
+
+    Args:
+        data: the digest of the prepared training rows.
+    """
+    content = _spec(run)
+    if content is not None and content["data"] != data:
+        raise _other_data(f"the run in `{run.dir}`")
+
+
+def _spec(run: Run) -> dict[str, Any] | None:
+    path = run.dir / SPEC
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def check_same_run(run: Run, checkpoint: Path, data: str) -> None:
@@ -74,6 +94,43 @@ def _other_data(what: str) -> CheckpointError:
         f"{what} was made with other training data: the rows of `data.sources` are no longer the same",
         fix="put the files back as they were, or begin a new run from an export (`model.name_or_path`)",
     )
+
+
+def check_same_model(run: Run, checkpoint: Path, model: PreTrainedModel) -> None:
+    """Raise CheckpointError where the checkpoint was made with a model of other shapes, e.g. its folder has changed.
+
+    Where a plugin may change the model, only what both have is compared here; a worker compares the rest.
+
+    Args:
+        model: as its configuration says, on any device.
+    """
+    from ptrain.checkpoint.resumable import refuse_other_model, saved_state
+    from ptrain.engine_state import shapes
+    from ptrain.model.huggingface import HuggingFaceModel
+
+    saved, wanted = saved_state(checkpoint)["parameters"], shapes(model)
+    if type(run.parts.model) is not HuggingFaceModel or run.stack.changes("create_model"):
+        saved = {name: shape for name, shape in saved.items() if name in wanted}
+        wanted = {name: shape for name, shape in wanted.items() if name in saved}
+    refuse_other_model(checkpoint, saved, wanted)
+
+
+def check_rows(run: Run, rows: int, workers: int) -> None:
+    """Raise DataError where several workers are to share less than one batch: some would have nothing to do.
+
+    Args:
+        rows: the training samples.
+        workers: of the whole run.
+    """
+    micro, accumulation = run.recipe.micro_batch_size, run.accumulation
+    batch = micro * accumulation * workers
+    if workers > 1 and rows < batch:
+        raise DataError(
+            f"there are {rows} training samples for {workers} workers: fewer than one batch of {batch} "
+            f"({micro} `micro_batch_size` x {accumulation} `gradient_accumulation_steps` x {workers} workers)",
+            expected=f"at least {batch}",
+            fix="take fewer `--workers`, a smaller `micro_batch_size`, or more data",
+        )
 
 
 def check_checkpoint_folders(run: Run, moved: Path | None = None) -> None:
@@ -163,8 +220,8 @@ def check_space(run: Run, directory: Path, parameters: int) -> None:
             )
 
 
-def count_parameters(run: Run) -> int:
-    """Parameters of the model, which is built from its configuration, without memory for them.
+def blank_model(run: Run) -> PreTrainedModel:
+    """The model as its configuration says, without memory for its parameters.
 
     Raises:
         ModelError: it can't be built, or not with the attention that the recipe wants.
@@ -188,7 +245,7 @@ def count_parameters(run: Run) -> int:
             )
     except (ImportError, ValueError) as error:
         raise _unbuildable(run, wanted, error) from error
-    return sum(p.numel() for p in model.parameters())
+    return model
 
 
 def _unbuildable(run: Run, attention: str | None, error: Exception) -> ModelError:

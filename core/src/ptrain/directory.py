@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,14 @@ def check_directory(directory: Path, *, resume: bool, restart: bool) -> None:
     parent = directory
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    try:
+        # Whether it can be written depends on more than its permissions: the file system, its mount, a quota.
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
         raise RecipeError(
-            f"the run directory `{directory}` can't be written", fix="set `output_dir` to a folder that is yours"
-        )
+            f"the run directory `{directory}` can't be written: `{parent}`: {error.strerror}",
+            fix="set `output_dir` to a folder that you may write to",
+        ) from None
     if restart or not directory.exists() or not any(directory.iterdir()):
         return
     if not resume:

@@ -16,6 +16,7 @@ from ptrain.recipe.load import Loaded, load_recipe
 from ptrain.recipe.machine import machine_problems
 
 if TYPE_CHECKING:
+    from ptrain.data.cache import Prepared
     from ptrain.run import Run
 
 STOPPED = 75
@@ -25,18 +26,26 @@ NEXT = "your own rows, with -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
 
 
 def prepare_run(
-    loaded: Loaded, source: Path | None, *, resume: bool = False, restart: bool = False, command: Sequence[str] = ()
+    loaded: Loaded,
+    source: Path | None,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    command: Sequence[str] = (),
+    workers: int = 1,
 ) -> Path:
     """Prepare data, check model and disk, make the run directory; return the file that workers start from.
 
     Args:
         source: the path of the recipe, after which the run directory is named.
         command: what the user typed, for the hint on how to go on.
+        workers: of the whole run.
 
     Raises:
         PtrainError: something is wrong; nothing was written to the run directory.
     """
     from ptrain import checks
+    from ptrain.run import Run
     from ptrain.saving import resume_point, resumes_by_itself
 
     problems = machine_problems(loaded)
@@ -45,20 +54,29 @@ def prepare_run(
     resume = not restart and (resume or resumes_by_itself(loaded.recipe))
     directory = run_directory(loaded.recipe, source, resume=resume)
     check_directory(directory, resume=resume, restart=restart)
-    run, prepared = prepare_data(loaded, directory)
-    checks.check_evaluation(run, prepared.eval)
+    run = Run(loaded, directory)
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
+    checks.check_paths(run)
+    if resume:
+        checks.check_same_recipe(run)
+    prepared = _prepared(run)
+    checks.check_evaluation(run, prepared.eval)
     resume_from = None
     if resume:
-        checks.check_same_recipe(run, prepared.digest())
+        checks.check_same_data(run, prepared.digest())
         resume_from = resume_point(run)
     if resume_from is not None:
         checks.check_same_run(run, resume_from, prepared.digest())
-    elif not (resume and (directory / SPEC).exists()):
-        checks.check_checkpoint_folders(run, moved=directory if restart else None)
+    else:
+        checks.check_rows(run, len(prepared.train), workers)
+        if not (resume and (directory / SPEC).exists()):
+            checks.check_checkpoint_folders(run, moved=directory if restart else None)
     checks.check_model(run)
     checks.check_packing(run, prepared.train)
-    checks.check_space(run, directory, checks.count_parameters(run))
+    model = checks.blank_model(run)
+    if resume_from is not None:
+        checks.check_same_model(run, resume_from, model)
+    checks.check_space(run, directory, sum(p.numel() for p in model.parameters()))
     if restart and directory.exists():
         set_aside(directory)
     (directory / KILL_SWITCH).unlink(missing_ok=True)  # it ended the run before
@@ -79,16 +97,21 @@ def prepare_run(
     return write_spec(directory, spec, dump(run.recipe, defaults=True), user.text if user is not None else "")
 
 
-def prepare_data(loaded: Loaded, directory: Path) -> tuple[Run, Any]:
+def prepare_data(loaded: Loaded, directory: Path) -> tuple[Run, Prepared]:
     """A run of its own that loads, splits, processes and caches the data, and the prepared folder."""
-    from ptrain.data.cache import prepare
     from ptrain.run import Run
 
     run = Run(loaded, directory)
+    return run, _prepared(run)
+
+
+def _prepared(run: Run) -> Prepared:
+    from ptrain.data.cache import prepare
+
     prepared = prepare(run)
     for line in prepared.lines():
         run.say(line)
-    return run, prepared
+    return prepared
 
 
 def work(spec: Path, stop: Any = None) -> int:

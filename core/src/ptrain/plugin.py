@@ -100,6 +100,10 @@ class Stack:
         """Names of the layers that implement `stage`, bottom-up."""
         return [impl.plugin_name.split(":", 1)[1] for impl in self._plain(stage)]
 
+    def changes(self, stage: str) -> bool:
+        """Whether anything but core implements `stage`, wraps it, or is called before or after it."""
+        return bool(self._pre[stage]) or len(getattr(self._manager.hook, stage).get_hookimpls()) > 1
+
     def _plain(self, stage: str) -> list[Any]:
         caller = getattr(self._manager.hook, stage)
         return [impl for impl in caller.get_hookimpls() if not impl.wrapper]

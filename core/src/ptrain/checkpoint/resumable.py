@@ -127,18 +127,7 @@ def saved_state(path: Path) -> dict[str, Any]:
 def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     from ptrain import engine_state
 
-    saved, wanted = state["parameters"], engine_state.shapes(run.model)
-    wrong = [
-        f"`{name}` is {saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
-        for name in {**saved, **wanted}
-        if saved.get(name) != wanted.get(name)
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(
-            f"`{path}` is a checkpoint of another model: " + "; ".join(wrong[:3]) + more,
-            fix="resume with the recipe of that run",
-        )
+    refuse_other_model(path, state["parameters"], engine_state.shapes(run.model))
     sums = engine_state.frozen_sums(run.model)
     if sums != state["frozen"]:
         name = next(name for name in {**sums, **state["frozen"]} if sums.get(name) != state["frozen"].get(name))
@@ -150,6 +139,21 @@ def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"`{path}` was made with {state['rows']} training samples, and there are {len(run.train_data)} now",
             fix="resume with the same data, or begin a new run from the exported model",
+        )
+
+
+def refuse_other_model(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where the shapes of the parameters, by name, are not those in the checkpoint `path`."""
+    wrong = [
+        f"`{name}` is {saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here"
+        for name in {**saved, **wanted}
+        if saved.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"`{path}` is a checkpoint of another model: " + "; ".join(wrong[:3]) + more,
+            fix="resume with the model of that run: the folder or the revision that `model` names has changed",
         )
 
 

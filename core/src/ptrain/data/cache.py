@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ptrain.data.arrow import open_arrow, write_dataset
 from ptrain.data.key import key
@@ -155,7 +156,32 @@ def _lock(root: Path, name: str) -> Iterator[None]:
     """One preparation of this data at a time, on this machine or a shared disk; a killed one lets go by itself."""
     import fcntl
 
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    path = root / f"{name}.lock"
+    while True:
+        with _opened(path) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, path):
+                continue  # the one that held it before has removed it, and another may hold a new one
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w")
+    except OSError as error:
+        raise DataError(
+            f"the cache `{path.parent}` can't be written: {error.strerror}",
+            fix="set `data.cache_dir` to a folder that you may write to",
+        ) from None
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

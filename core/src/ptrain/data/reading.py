@@ -63,4 +63,4 @@ def conversation_rows(table: pa.Table, names: list[str]) -> Iterator[tuple[list[
             said = messages if ready else canonical_messages(messages)
             yield said, json.loads(schemas if ready else canonical_tools(schemas)) if schemas else None, name
         except BadRow as error:
-            raise DataError(f"{name}: {error}", expected=error.expected) from error
+            raise DataError(f"{name}: {error}", expected=error.expected, fix=error.fix) from error

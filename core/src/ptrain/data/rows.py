@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptrain.recipe.suggest import closest
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -19,6 +21,8 @@ TEXT_KEYS = ("role", "content", "name", "tool_call_id", "reasoning_content")
 KEYS = (*TEXT_KEYS, "tool_calls", "train", "extra")
 REASONING = ("reasoning", "thinking")
 """Other names of `reasoning_content`."""
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+"""What other formats call them: known for advice alone."""
 CONVERSATIONS = ("messages", "prompt", "chosen", "rejected")
 """Columns that are conversations wherever they hold lists."""
 TOOLS = "tools"
@@ -29,11 +33,11 @@ Message = dict[str, Any]
 
 
 class BadRow(ValueError):
-    """A row is wrong: which field, what is in it, what was expected."""
+    """A row is wrong: which field, what is in it, what was expected, and what was likely meant."""
 
-    def __init__(self, field: str, got: str, expected: str) -> None:
+    def __init__(self, field: str, got: str, expected: str, fix: str | None = None) -> None:
         super().__init__(f"`{field}` is {got}")
-        self.field, self.got, self.expected = field, got, expected
+        self.field, self.got, self.expected, self.fix = field, got, expected, fix
 
 
 def message_type() -> pa.DataType:
@@ -94,7 +98,8 @@ def _message(message: Any, field: str) -> Message:
             given["reasoning_content"] = given.pop(name)
     role = given.get("role")
     if role not in ROLES:
-        raise BadRow(f"{field}.role", shown(role), "one of " + ", ".join(ROLES))
+        meant = OTHER_ROLES.get(role) or closest(role, ROLES) if isinstance(role, str) else None
+        raise BadRow(f"{field}.role", shown(role), "one of " + ", ".join(ROLES), f"write `{meant}`" if meant else None)
     out: Message = {"role": role, "content": _content(given, field)}
     for key in TEXT_KEYS[2:]:
         if key in given:

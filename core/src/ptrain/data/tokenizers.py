@@ -11,7 +11,8 @@ from pydantic import Field
 
 from ptrain.data.arrow import BLOCK
 from ptrain.data.rows import CONVERSATIONS, Message, conversations, message_type
-from ptrain.errors import ModelError
+from ptrain.errors import ModelError, Position
+from ptrain.hub import explained
 from ptrain.parts import Tokenizer
 from ptrain.recipe.sections import TokenizerConfig
 
@@ -31,20 +32,34 @@ def template_text(name: str) -> str:
     """A chat template: one of ptrain's by name, or a file's text.
 
     Raises:
-        ModelError: there is neither.
+        ModelError: there is neither, or the file is no template.
     """
     ours = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
     if name in ours:
         return ours[name].read_text(encoding="utf-8")
     path = Path(name).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return _compiled(path)
     close = difflib.get_close_matches(name, ours, n=1)
     raise ModelError(
         f"there is no chat template `{name}`",
         expected="one of " + ", ".join(sorted(ours)) + ", or the path of a file",
         fix=f"write `{close[0]}`" if close else None,
     )
+
+
+def _compiled(path: Path) -> str:
+    """The text of a template of the user's own, once it was seen to be one."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    text = path.read_text(encoding="utf-8")
+    try:
+        render_jinja_template([], chat_template=text)  # of no conversation: only read
+    except TemplateSyntaxError as error:
+        where = Position(str(path), error.lineno, 1)
+        raise ModelError(f"the chat template can't be read: {error.message}", where=where, expected="Jinja") from error
+    return text
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -70,14 +85,9 @@ class HuggingFaceTokenizer(Tokenizer):
                 "the recipe names no tokenizer",
                 fix="give `tokenizer.name_or_path`, or `tokenizer.type: train` to make one from the data",
             )
-        try:
+        what = "tokenizer" if self.config.name_or_path else "tokenizer of the model"
+        with explained(what, name):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=self.config.revision, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(
-                f"the tokenizer `{name}` can't be loaded: {first}",
-                expected="the name of a model on the hub (with network), or a local folder",
-            ) from error
         if tokenizer.pad_token is None and tokenizer.eos_token is not None:
             tokenizer.pad_token = tokenizer.eos_token
         if self.config.chat_template is not None:

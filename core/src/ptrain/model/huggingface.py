@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ptrain.errors import ModelError
+from ptrain.hub import explained, said
 from ptrain.parts import Model
 from ptrain.recipe.sections import ModelConfig
 
@@ -107,7 +106,7 @@ class HuggingFaceModel(Model):
         try:
             return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **keys})
         except (StrictDataclassError, TypeError, ValueError) as error:
-            raise ModelError(f"`model.config` is no configuration of {kind}: {_said(error)}") from error
+            raise ModelError(f"`model.config` is no configuration of {kind}: {said(error)}") from error
 
     def _from_name(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -117,7 +116,7 @@ class HuggingFaceModel(Model):
             raise ModelError(
                 "the recipe names no model", fix="give `model.name_or_path`, or `model.config` for random weights"
             )
-        with _explained(name):
+        with explained("model", name):
             return AutoConfig.from_pretrained(name, revision=self.config.revision, trust_remote_code=self._trusted())
 
     def _pretrained(self, run: Run, config: PretrainedConfig, attention: str) -> PreTrainedModel:
@@ -132,7 +131,7 @@ class HuggingFaceModel(Model):
 
             self._shards = HfDeepSpeedConfig(block)
         name = self.config.name_or_path
-        with _explained(name):
+        with explained("model", name):
             return AutoModelForCausalLM.from_pretrained(
                 name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(),
                 revision=self.config.revision, trust_remote_code=self._trusted(), use_safetensors=True,
@@ -162,36 +161,8 @@ def _checkpoints_activations(disabled: bool | None, device: torch.device) -> boo
 def _check_key(config: PretrainedConfig, key: str, section: str) -> None:
     if hasattr(config, key):
         return
-    known = [name for name in dir(config) if not name.startswith("_") and not callable(getattr(config, name))]
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, config.to_dict(), n=1)
     raise ModelError(
         f"a {config.model_type} configuration has no key `{key}` (in `{section}`)",
         fix=f"write `{close[0]}`" if close else None,
     )
-
-
-def _said(error: Exception) -> str:
-    """The line of an error that says most: of a failed check of a configuration, the last."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1 if "alidation error" in lines[0] else 0].strip()
-
-
-@contextlib.contextmanager
-def _explained(name: str) -> Any:
-    """What transformers and the hub say about a model that can't be loaded, as one error."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except (OSError, ValueError, ImportError, StrictDataclassError) as error:
-        first = _said(error)
-        folder = Path(name)
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise ModelError(
-                f"`{name}` is a folder without a `config.json`, so it is no model",
-                expected="a folder that `save_pretrained` wrote",
-            ) from error
-        raise ModelError(
-            f"the model `{name}` can't be loaded: {first}",
-            expected="the name of a model on the hub (with network), or a local folder",
-        ) from error

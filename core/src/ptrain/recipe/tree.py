@@ -11,6 +11,7 @@ import yaml
 from ptrain.errors import Position, Problem, RecipeError
 from ptrain.recipe.document import Document
 from ptrain.recipe.nodes import Reading, position
+from ptrain.recipe.suggest import closest
 from ptrain.recipe.yaml12 import compose
 
 
@@ -23,7 +24,9 @@ def read_file(path: Path) -> Document:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise RecipeError(f"there is no recipe `{path}`") from None
+        raise RecipeError(
+            f"there is no recipe `{path}`", expected="the path of a YAML file", fix=_similar(path)
+        ) from None
     except IsADirectoryError:
         raise RecipeError(f"`{path}` is a folder", expected="a recipe: a YAML file") from None
     except OSError as error:
@@ -35,6 +38,13 @@ def read_file(path: Path) -> Document:
         byte = raw[error.start]
         raise RecipeError(f"the byte 0x{byte:02x} is not UTF-8", where=where, expected="UTF-8") from None
     return read(text, str(path))
+
+
+def _similar(path: Path) -> str | None:
+    """The advice to take a recipe of nearly the same name in the same folder."""
+    known = [other.name for ending in ("yaml", "yml") for other in path.parent.glob(f"*.{ending}")]
+    guess = closest(path.name, known)
+    return f"write `{path.with_name(guess)}`" if guess else None
 
 
 def read(text: str, file: str = "recipe") -> Document:
@@ -103,5 +113,20 @@ def _syntax_problem(error: yaml.MarkedYAMLError, file: str, text: str) -> Proble
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "'\\t'" in message or "\t" in line[: len(line) - len(line.lstrip())]:
         return Problem("a tab stands in the indentation", where, "spaces", "indent with spaces")
-    context = f" ({error.context})" if error.context and error.context != message else ""
-    return Problem(f"this is no YAML: {message}{context}", where)
+    if error.context_mark and "simple key" in (error.context or ""):
+        # It is noticed where the next line begins.
+        where = Position(file, error.context_mark.line + 1, error.context_mark.column + 1)
+        return Problem("this is no YAML: a key without a `:`", where, "`key: value`")
+    return Problem(f"this is no YAML: {message}", where, fix=_syntax_fix(error, message, text))
+
+
+def _syntax_fix(error: yaml.MarkedYAMLError, message: str, text: str) -> str | None:
+    """The likely remedy, where what PyYAML says points to one."""
+    context, begins = error.context or "", error.context_mark
+    if message.startswith("mapping values"):
+        return "indent keys of one section equally, and put text that holds `: ` in quotes"
+    if begins and (context.startswith("while parsing a flow") or "end of stream" in message):
+        return f"close the `{text.splitlines()[begins.line][begins.column]}` of line {begins.line + 1}"
+    if message.startswith("expected <block end>"):
+        return "indent keys of one section, and entries of one list, equally"
+    return "put text with special characters in quotes" if "character" in message else None

@@ -39,7 +39,8 @@ def _canonical(row: Any, file: str, number: int) -> dict[str, Any]:
     try:
         return canonical_row(row)
     except BadRow as error:
-        raise DataError(str(error), where=Position(file, number, 1), expected=error.expected) from error
+        where = Position(file, number, 1)
+        raise DataError(str(error), where=where, expected=error.expected, fix=error.fix) from error
 
 
 def stored(rows: Iterable[dict[str, Any]], config: SourceConfig) -> Dataset:
