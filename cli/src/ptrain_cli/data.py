@@ -40,7 +40,18 @@ SAYS = {
     "empty_turns": "with an empty assistant turn",
 }
 
-app = typer.Typer(help="Look at what is trained on: samples as they are, and all that is wrong.", no_args_is_help=True)
+EXAMPLES = """[bold]Examples[/bold]
+
+[dim]$[/dim] ptrain data show recipe.yaml
+
+[dim]$[/dim] ptrain data audit recipe.yaml
+"""
+
+app = typer.Typer(
+    help="Look at what is trained on: samples as they are, and all that is wrong.",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+)
 
 
 class Split(str, Enum):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from ptrain_cli import check, data, plugins, prepare, run, schema
+from ptrain_cli import check, completion, data, plugins, prepare, run, schema
 from ptrain_cli.commands import Commands
 from ptrain_cli.options import Debug
+
+EXAMPLES = """[bold]Examples[/bold]
+
+[dim]$[/dim] ptrain check recipe.yaml
+
+[dim]$[/dim] ptrain run recipe.yaml
+
+[dim]$[/dim] ptrain run --help
+"""
 
 app = typer.Typer(
     name="ptrain",
     cls=Commands,
     help="Post-training of language models from one declarative recipe.",
-    epilog="First steps: [bold]ptrain check recipe.yaml[/bold], then [bold]ptrain run recipe.yaml[/bold].",
+    epilog=EXAMPLES,
     rich_markup_mode="rich",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,6 +59,10 @@ def options(
 
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
+    completion.patch_script()
+    if os.environ.get("NO_COLOR"):
+        # Rich leaves out colours alone; bold and dim are codes too.
+        os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
     try:
         code = app(prog_name="ptrain", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:

@@ -18,7 +18,7 @@ EXAMPLES = """[bold]Examples[/bold]
 [dim]$[/dim] ptrain plugins list --json | jq '.[] | select(.status != "ok")'
 """
 
-app = typer.Typer(help="Show what installed packages offer to recipes.", no_args_is_help=True)
+app = typer.Typer(help="Show what installed packages offer to recipes.", epilog=EXAMPLES, no_args_is_help=True)
 
 
 @app.callback()

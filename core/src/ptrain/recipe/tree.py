@@ -125,8 +125,12 @@ def _syntax_fix(error: yaml.MarkedYAMLError, message: str, text: str) -> str | N
     context, begins = error.context or "", error.context_mark
     if message.startswith("mapping values"):
         return "indent keys of one section equally, and put text that holds `: ` in quotes"
-    if begins and (context.startswith("while parsing a flow") or "end of stream" in message):
-        return f"close the `{text.splitlines()[begins.line][begins.column]}` of line {begins.line + 1}"
+    unfinished = "end of stream" in message or "<stream end>" in message
+    if unfinished or context.startswith("while parsing a flow"):
+        opened = text.split("\n")[begins.line][begins.column :][:1] if begins else ""
+        if begins and opened in ("[", "{", "'", '"'):
+            return f"close the `{opened}` of line {begins.line + 1}"
+        return "close every bracket and quote" if unfinished else None
     if message.startswith("expected <block end>"):
         return "indent keys of one section, and entries of one list, equally"
     return "put text with special characters in quotes" if "character" in message else None
