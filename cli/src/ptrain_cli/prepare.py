@@ -36,7 +36,9 @@ def prepared_data(recipe: Path, override: list[str] | None, code: Path | None, a
     """The prepared data of a recipe, from the cache or made now; its counts are printed."""
     from ptrain.directory import run_directory
     from ptrain.job import prepare_data
+    from ptrain.launch.report import show_warnings
     from ptrain.recipe.load import load_recipe
 
+    show_warnings()
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
     return prepare_data(loaded, run_directory(loaded.recipe, recipe))[1]

@@ -146,6 +146,7 @@ def command(
     """Train what a recipe says."""
     from ptrain.job import prepare_run
     from ptrain.launch.plan import Arguments, make_plan
+    from ptrain.launch.report import show_warnings
     from ptrain.launch.start import start
     from ptrain.launch.together import prepare_together
     from ptrain.launch.worker import leave
@@ -169,6 +170,7 @@ def command(
         bind_cores_to_rank=bind_cores_to_rank,
         bind_core_list=bind_core_list,
     )
+    show_warnings()
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
     plan = make_plan(arguments)
     signal.signal(signal.SIGTERM, _terminated)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 STOPPED = 75
 """Exit code of a run that a signal or the kill switch ended, after saving (EX_TEMPFAIL: start it again)."""
-NEXT = "your own rows, with -o 'data.sources=[{type: jsonl, path: rows.jsonl}]'"
-"""What the closing line suggests."""
 
 
 def prepare_run(
@@ -127,7 +125,7 @@ def work(spec: Path, stop: Any = None) -> int:
         raise
     finally:
         run.trackers.finish(run)
-    run.say(closing_line(run, outcome, time.perf_counter() - started))
+    run.say(closing_line(run, outcome, time.perf_counter() - started), whole=True)
     engine.close()
     return STOPPED if outcome == "stopped" else 0
 
@@ -155,12 +153,32 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
 
     took = f"{run.progress.step}/{run.total_steps} steps in {seconds:.0f} s"
     if outcome != "done":
-        typed = [word for word in run.command if word not in ("--resume", "--restart")]
-        again = shlex.join([*typed, "--resume"]) if typed else "the same call with resume"
+        again = shlex.join([*_typed(run), "--resume"]) if run.command else "the same call with resume"
         if outcome == "exit_iteration" and run.recipe.exit_iteration:
             again += " -o exit_iteration=0"
         return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
-    again = " --restart" if run.recipe.output_dir is not None else ""
     model = newest_export(run)
     where = f"; model: {model}" if model is not None else ""
-    return f"done: {took}; everything is in {run.dir}{where}; next: {NEXT}{again}"
+    return f"done: {took}; everything is in {run.dir}{where}; next: {_next(run, model)}"
+
+
+def _next(run: Run, model: Path | None) -> str:
+    """What to do with what came out, as a command where it is one."""
+    if model is None:
+        export = f"checkpoint.{len(run.recipe.checkpoint)}={{type: huggingface, save_end_of_training: true}}"
+        return f"to keep a model that others can load, {_again(run, export)}"
+    if any(source.type == "tasks" for source in run.recipe.data.sources):
+        return f"to train on rows of your own, {_again(run, 'data.sources=[{type: jsonl, path: rows.jsonl}]')}"
+    return f"load it with AutoModelForCausalLM.from_pretrained({str(model)!r})"
+
+
+def _again(run: Run, override: str) -> str:
+    if not run.command:
+        return f"the same call with the override {override!r}"
+    # The default run directory is a new one each time.
+    anew = ["--restart"] if run.recipe.output_dir is not None else []
+    return shlex.join([*_typed(run), *anew, "-o", override])
+
+
+def _typed(run: Run) -> list[str]:
+    return [word for word in run.command if word not in ("--resume", "--restart")]

@@ -186,12 +186,16 @@ class Run:
         if self.rank == 0:
             log.warning(message)
 
-    def say(self, message: str) -> None:
-        """Print a line for the user, on rank 0."""
+    def say(self, message: str, *, whole: bool = False) -> None:
+        """Print a line for the user, on rank 0.
+
+        Args:
+            whole: it holds what is copied, so that no line is broken on a narrow terminal but by the terminal.
+        """
         if self.rank == 0:
             from ptrain.trackers.console import say
 
-            say(message)
+            say(message, whole=whole)
 
     def stop_if_asked(self) -> None:
         """Stop where a signal or the kill switch asks some worker to; every worker must ask equally often.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,20 @@ def show(label: str, message: str, stream: TextIO | None = None) -> None:
         label = f"\033[{colour}m{label}\033[0m"
     out.write(f"{label}: {message}\n")
     out.flush()
+
+
+class Warnings(logging.Handler):
+    """Shows what ptrain warns of as errors are shown: with a label."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with each warning."""
+        show(record.levelname.lower(), record.getMessage())
+
+
+def show_warnings() -> None:
+    """Called at the start of a process that belongs to ptrain; in others, logging is set up by their own code."""
+    log = logging.getLogger("ptrain")
+    log.handlers, log.propagate = [Warnings()], False
 
 
 def show_failure(

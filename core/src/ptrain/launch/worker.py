@@ -16,6 +16,7 @@ from typing import NoReturn
 from ptrain.launch import guard
 from ptrain.launch.environment import LaunchError, Topology
 from ptrain.launch.failure import Failure, folders
+from ptrain.launch.report import show_warnings
 from ptrain.launch.signals import Stop, listening
 
 PROFILES = ("tottime", "cumtime", "disable")
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--traceback", action="store_true", help="print that of a failure on rank 0 too")
     given = parser.parse_args(arguments)
     guard.die_with_parent()
+    show_warnings()
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

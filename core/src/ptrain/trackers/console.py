@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,15 @@ def console() -> RichConsole:
     return _console
 
 
-def say(message: str) -> None:
-    """Print a line, above the bar where there is one."""
+def say(message: str, *, whole: bool = False) -> None:
+    """Print a line, above the bar where there is one; on a terminal it is broken between words, unless `whole`."""
+    if console().is_terminal and not whole:
+        # Not by rich: it would also break a path that is longer than a line, which is copied in one piece.
+        width = console().width
+        wrapped = [
+            textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in message.split("\n")
+        ]
+        message = "\n".join("\n".join(lines) for lines in wrapped)
     console().print(message, markup=False)
 
 
