@@ -55,11 +55,21 @@ def source(file: str) -> list[str]:
 
 
 RECIPES = [
-    Case("missing file", ["no recipe `tinny.yaml`", "expected: the path", "fix: write `tiny.yaml`"], recipe="tinny.yaml"),
+    Case(
+        "missing file", ["no recipe `tinny.yaml`", "expected: the path", "fix: write `tiny.yaml`"], recipe="tinny.yaml"
+    ),
     Case("a folder", ["`.` is a folder", "expected: a recipe"], recipe="."),
     Case("empty file", ["{}: the recipe is empty", "expected: at least `type`"], recipe="empty.yaml"),
-    Case("unknown type", ["{}:1:7: there is no trainer `sfft`", "one of", "fix: write `sft`"], ("type: sft", "type: sfft")),
-    Case("another type", ["{}:1:7: there is no trainer `something`", "fix: install the package"], ("type: sft", "type: something")),
+    Case(
+        "unknown type",
+        ["{}:1:7: there is no trainer `sfft`", "one of", "fix: write `sft`"],
+        ("type: sft", "type: sfft"),
+    ),
+    Case(
+        "another type",
+        ["{}:1:7: there is no trainer `something`", "fix: install the package"],
+        ("type: sft", "type: something"),
+    ),
     Case(
         "unknown key",
         ["{}:9:1: there is no key `micro_batchsize`", "fix: write `micro_batch_size`"],
@@ -70,7 +80,11 @@ RECIPES = [
         ["{}:8:13: `optimizer` has no key `lrr`", "fix: write `lr`"],
         ("optimizer: {lr: 1.0e-3}", "optimizer: {lrr: 1.0e-3}"),
     ),
-    Case("wrong type", ["{}:9:19: `micro_batch_size`", "whole number", "`four`"], ("micro_batch_size: 4", "micro_batch_size: four")),
+    Case(
+        "wrong type",
+        ["{}:9:19: `micro_batch_size`", "whole number", "`four`"],
+        ("micro_batch_size: 4", "micro_batch_size: four"),
+    ),
     Case(
         "no section",
         ["{}:8:12: `optimizer` is 3", "expected: keys with values"],
@@ -93,7 +107,7 @@ RECIPES = [
     ),
     Case("tabs", ["{}:5:1: a tab", "expected: spaces", "fix: indent"], ("  dtype: fp32", "\tdtype: fp32")),
     Case("an override without a key", ["-o 4: ", "no `=`", "expected: `-o key=value`"], arguments=over("4")),
-]  # fmt: skip
+]
 """Mistakes that are found without torch."""
 
 MODELS_AND_DATA = [
@@ -169,7 +183,11 @@ RUNS = [
     ),
     Case(
         "a checkpoint of another model in the same folder",
-        ["step-00000003` is a checkpoint of another model", "[64, 32] there, [96, 32] here", "fix: resume with the model"],
+        [
+            "step-00000003` is a checkpoint of another model",
+            "[64, 32] there, [96, 32] here",
+            "fix: resume with the model",
+        ],
         arguments=[*SAME, "--resume"],
     ),
     Case(
@@ -179,7 +197,12 @@ RUNS = [
     ),
     Case(
         "fewer rows than one batch of two workers",
-        ["200 training samples for 2 workers", "fewer than one batch of 400", "expected: at least 400", "fix: take fewer"],
+        [
+            "200 training samples for 2 workers",
+            "fewer than one batch of 400",
+            "expected: at least 400",
+            "fix: take fewer",
+        ],
         arguments=[*over("micro_batch_size=200"), "--workers", "2"],
     ),
     Case(
@@ -187,7 +210,7 @@ RUNS = [
         ["--master_port <port> can't be used: Address already in use", "fix: give another one"],
         arguments=["--workers", "2", "--master_port", "<port>"],
     ),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
