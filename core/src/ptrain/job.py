@@ -44,7 +44,7 @@ def prepare_run(
     """
     from ptrain import checks
     from ptrain.run import Run
-    from ptrain.saving import resume_point, resumes_by_itself
+    from ptrain.saving import resumes_by_itself
 
     problems = machine_problems(loaded)
     if problems:
@@ -59,13 +59,8 @@ def prepare_run(
         checks.check_same_recipe(run)
     prepared = _prepared(run)
     checks.check_evaluation(run, prepared.eval)
-    resume_from = None
-    if resume:
-        checks.check_same_data(run, prepared.digest())
-        resume_from = resume_point(run)
-    if resume_from is not None:
-        checks.check_same_run(run, resume_from, prepared.digest())
-    else:
+    resume_from = _resume_from(run, prepared.digest()) if resume else None
+    if resume_from is None:
         checks.check_rows(run, len(prepared.train), workers)
         if not (resume and (directory / SPEC).exists()):
             checks.check_checkpoint_folders(run, moved=directory if restart else None)
@@ -77,9 +72,26 @@ def prepare_run(
     checks.check_space(run, directory, sum(p.numel() for p in model.parameters()))
     if restart and directory.exists():
         set_aside(directory)
+    return _begun(run, prepared, source, resume_from, command)
+
+
+def _resume_from(run: Run, data: str) -> Path | None:
+    """The checkpoint to go on from, if there is one: made by this recipe, with rows of this digest."""
+    from ptrain import checks
+    from ptrain.saving import resume_point
+
+    checks.check_same_data(run, data)
+    found = resume_point(run)
+    if found is not None:
+        checks.check_same_run(run, found, data)
+    return found
+
+
+def _begun(run: Run, prepared: Prepared, source: Path | None, resume_from: Path | None, command: Sequence[str]) -> Path:
+    """Write down what is begun, in the run directory; return the file that workers start from."""
+    directory, user = run.dir, run.loaded.user_code
     (directory / KILL_SWITCH).unlink(missing_ok=True)  # it ended the run before
     run.say(f"run directory: {directory}")
-    user = loaded.user_code
     spec = {
         "recipe": dump(run.recipe),
         "recipe_hash": run.recipe_hash,
