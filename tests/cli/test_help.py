@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.torch_free
 
 Ptrain = Callable[..., tuple[int, str, str]]
-COMMANDS = ["run", "check", "prepare", "schema", "plugins"]
+COMMANDS = ["run", "check", "explain", "prepare", "schema", "plugins"]
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "pandas", "numpy"}
 PROBE = """
 import json, sys
@@ -47,7 +47,8 @@ def test_no_arguments_show_the_help(ptrain: Ptrain) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "run", "check", "prepare", "schema", "data", "data show", "data audit", "plugins", "plugins list"]
+    "command",
+    ["", "run", "check", "explain", "prepare", "schema", "data", "data show", "data audit", "plugins", "plugins list"],
 )
 def test_every_command_has_examples(ptrain: Ptrain, command: str) -> None:
     """They and all else fit 80 columns; with NO_COLOR there are no codes at all, not even where they are forced."""

@@ -22,14 +22,14 @@ def command(
     debug: Debug = False,
 ) -> int:
     """Validate a recipe: exit code 0 if it is right, 2 if not. Needs no network and no GPU."""
+    from ptrain.directory import run_directory
     from ptrain.launch.report import show
-    from ptrain.plugin import Stack
     from ptrain.recipe.load import load_recipe
     from ptrain.recipe.machine import machine_problems
-    from ptrain.run import layers_of
+    from ptrain.run import Run
 
     loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
-    Stack(layers_of(loaded))  # refuses hooks, arguments and callbacks that can't be
+    Run(loaded, run_directory(loaded.recipe, recipe))  # refuses what hooks can't be, and what `configure` does
     for problem in [*loaded.warnings, *machine_problems(loaded)]:
         show("warning", str(problem))
     typer.echo(f"ok: {recipe} ({loaded.recipe.type})")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ptrain_cli import check, completion, data, plugins, prepare, run, schema
+from ptrain_cli import check, completion, data, explain, plugins, prepare, run, schema
 from ptrain_cli.commands import Commands
 from ptrain_cli.options import Debug
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("check", epilog=check.EXAMPLES)(check.command)
+app.command("explain", epilog=explain.EXAMPLES)(explain.command)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
 app.command("schema", epilog=schema.EXAMPLES)(schema.command)
 app.add_typer(data.app, name="data")

@@ -23,6 +23,8 @@ STAGES: dict[str, Callable[..., Any]] = {
 }
 ALL = frozenset(name for name, f in STAGES.items() if not getattr(f, "ptrain_spec")["firstresult"])  # noqa: B009
 MAY_FAIL_THE_RUN = frozenset({"configure", "before_training", "save_state", "load_state"})
+CALLED_AFTER = "ptrain_called_after"
+"""The attribute of a post-callback's own plugin that says which it is."""
 EXCLUSIVE = frozenset({"step", "loss", "create_engine", "evaluate"})
 
 
@@ -100,6 +102,22 @@ class Stack:
         """Names of the layers that implement `stage`, bottom-up."""
         return [impl.plugin_name.split(":", 1)[1] for impl in self._plain(stage)]
 
+    def order(self, stage: str) -> list[tuple[Layer, str, Callable[..., Any]]]:
+        """What acts at `stage`, first what begins first: `(layer, role, function)`.
+
+        The roles are "pre-..." and "post-..." (callbacks), "wraps" and "answers"; of several answers to a stage of
+        kind "first", each is asked where the one before returns None.
+        """
+        found = [(layer, f"pre-{stage}".replace("_", "-"), callback) for layer, callback in self._pre[stage]]
+        impls = getattr(self._manager.hook, stage).get_hookimpls()
+        plain = self._plain(stage)
+        for impl in [*reversed([impl for impl in impls if impl.wrapper]), *(plain if stage in ALL else plain[::-1])]:
+            layer = self.layers[int(impl.plugin_name.partition(":")[0])]
+            callback = getattr(impl.plugin, CALLED_AFTER, None)
+            role = "wraps" if impl.wrapper else "answers"
+            found.append((layer, role, impl.function) if callback is None else (layer, *callback))
+        return found
+
     def changes(self, stage: str) -> bool:
         """Whether anything but core implements `stage`, wraps it, or is called before or after it."""
         return bool(self._pre[stage]) or len(getattr(self._manager.hook, stage).get_hookimpls()) > 1
@@ -147,7 +165,7 @@ class Stack:
             if when == "pre":
                 self._pre[stage].append((layer, callback))
             else:
-                self._manager.register(_post(stage, callback), name=f"{depth}:{layer.name}:{event}:{number}")
+                self._manager.register(_post(stage, event, callback), name=f"{depth}:{layer.name}:{event}:{number}")
 
     def _note_code(self, layer: Layer) -> None:
         for name in STAGES:
@@ -175,7 +193,7 @@ class Stack:
         return wrapped
 
 
-def _post(stage: str, callback: Callable[..., Any]) -> object:
+def _post(stage: str, event: str, callback: Callable[..., Any]) -> object:
     """A plugin whose only hook is a wrapper of `stage` that gives the result to `callback`."""
 
     def wrapper(run: Any) -> Any:
@@ -185,6 +203,7 @@ def _post(stage: str, callback: Callable[..., Any]) -> object:
 
     holder = ModuleType(f"post_{stage}")
     setattr(holder, stage, hooks.hookimpl(wrapper=True)(wrapper))
+    setattr(holder, CALLED_AFTER, (event, callback))
     return holder
 
 

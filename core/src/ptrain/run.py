@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import math
@@ -62,8 +63,6 @@ class Run:
         dir: the run directory.
         rank, world, local_rank: of this worker among all.
         data_rank, data_world: of this worker among those that read different rows.
-        parts: the parts that the recipe chose: `model`, `tokenizer`, `optimizer`, `scheduler` and the lists
-            `sources`, `eval_sources`, `checkpoints`, `evaluators`, `trackers`.
         progress: optimizer steps, epochs, samples and tokens so far.
         stop: has a flag `requested`, set by a signal.
         command: what the user typed; empty in Python.
@@ -82,7 +81,6 @@ class Run:
     data_rank: int = 0
     data_world: int = 1
     progress: Progress = field(default_factory=Progress)
-    parts: SimpleNamespace = field(default_factory=SimpleNamespace)
     stop: Any = None
     command: Sequence[str] = ()
     recipe_hash: str = ""
@@ -115,7 +113,15 @@ class Run:
         self._derived = Derived()
         self._configure()
         self.accumulation = self.recipe.gradient_accumulation_steps
-        self.parts = make_parts(self.loaded, self.recipe)
+
+    @functools.cached_property
+    def parts(self) -> SimpleNamespace:
+        """The parts that the recipe chose: `model`, `tokenizer`, `optimizer`, `scheduler` and the lists `sources`,
+        `eval_sources`, `checkpoints`, `evaluators`, `trackers`.
+
+        They are made when they are first needed, which is when references to the environment are resolved.
+        """
+        return make_parts(self.loaded, self.recipe)
 
     @classmethod
     def on(cls, loaded: Loaded, directory: Path, topology: Topology) -> Run:
@@ -156,6 +162,11 @@ class Run:
                 fix=f"leave `{key}` out",
             )
         self._derived[key] = (value, because)
+
+    @property
+    def derived(self) -> Mapping[str, tuple[Any, str]]:
+        """Values that plugins set in `configure`, by dotted key: `(value, because)`."""
+        return self._derived
 
     def _configure(self) -> None:
         problems: list[Problem] = []
