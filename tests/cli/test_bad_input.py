@@ -282,3 +282,10 @@ def test_a_recipe(case: Case, tmp_path: Path, ptrain: Ptrain, recipe: Path, port
 @pytest.mark.parametrize("case", [*MODELS_AND_DATA, *RUNS], ids=lambda case: case.name)
 def test_a_run(case: Case, folder: Path, ptrain_in: Any, port: int) -> None:
     refused(ptrain_in(folder), folder, case, port)
+
+
+@pytest.mark.parametrize("key", ["eval_interval=2", "eval_at_start=true"])
+def test_evaluations_without_rows(ptrain: Ptrain, recipe: Path, key: str) -> None:
+    code, _, err = ptrain("run", recipe, "-o", key, "-o", f"output_dir={recipe.parent / 'out'}")
+    assert code == 2 and f"error: -o {key}: `{key.partition('=')[0]}` asks for evaluations" in err
+    assert not (recipe.parent / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -88,13 +89,6 @@ def test_check_refuses_hooks_that_cannot_be(ptrain: Ptrain, recipe: Path, code: 
     refused(ptrain("check", recipe, "--code", recipe.parent / "mine.py"), "mine.py:", told)
 
 
-@pytest.mark.parametrize("key", ["eval_interval=2", "eval_at_start=true"])
-def test_evaluations_without_rows(ptrain: Ptrain, recipe: Path, key: str) -> None:
-    code, _, err = ptrain("run", recipe, "-o", key, "-o", f"output_dir={recipe.parent / 'out'}")
-    assert code == 2 and f"error: -o {key}: `{key.partition('=')[0]}` asks for evaluations" in err
-    assert not (recipe.parent / "out").exists()
-
-
 def test_check_says_ok_in_one_line(ptrain: Ptrain, recipe: Path) -> None:
     code, out, _ = ptrain("check", recipe)
     assert (code, out) == (0, f"ok: {recipe} (sft)\n")
@@ -133,8 +127,15 @@ def test_ctrl_c_while_preparing(recipe: Path, environ: dict[str, str]) -> None:
         [sys.executable, "-m", "ptrain_cli", "check", str(pipe)], env=environ, stderr=subprocess.PIPE, text=True
     )
     with pipe.open("w"):  # returns as soon as the command reads
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        for _ in range(20):
+            process.send_signal(signal.SIGINT)
+            # Python does not see a signal that comes a moment before it begins to wait.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, err = process.communicate(timeout=2)
+                break
+        else:
+            process.kill()
+            pytest.fail("the command goes on")
     assert (process.returncode, err) == (130, "")
 
 
