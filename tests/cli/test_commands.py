@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -99,3 +100,30 @@ def test_plugins_list_shows_what_is_broken(ptrain: Ptrain, installed: dict[str, 
     assert rows["command", "broken"][2:5] == ["ptrain-greeter", "1.2", "broken"]
     assert rows["trainer", "sft"][2:5] == ["ptrain-sft", "0.1.0", "ok"]
     assert any(line.startswith("command broken: ") and "greeter" in line for line in lines)
+
+
+def test_plugins_show(ptrain: Ptrain, installed: dict[str, str]) -> None:
+    """What it does at which stage, its keys with defaults and their documentation, and what it asks for."""
+    code, out, err = ptrain("plugins", "show", "dpo")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0] == "trainer dpo (ptrain-dpo 0.1.0, Apache-2.0, wants ptrain-core<1,>=0.1)"
+    assert "  ptrain_dpo.plugin:DPO" in lines
+    (stages,) = (line for line in lines if line.startswith("  stages: "))
+    assert "loss (answers)" in stages and "create_dataloader (wraps)" in stages and "step" not in stages
+    at = lines.index("    beta: a number of more than 0 (default: 0.1)")
+    assert "held to the reference" in lines[at + 1]
+    assert lines.index("  keys of `data`:") < lines.index(
+        "    max_prompt_length: a whole number of at least 1 (default: None)"
+    )
+    code, out, _ = ptrain("plugins", "show", "ptrain-sft", "--json")
+    assert code == 0 and [one["name"] for one in json.loads(out)] == ["causal", "sft"]
+
+
+def test_plugins_show_of_what_is_broken_or_absent(ptrain: Ptrain, installed: dict[str, str]) -> None:
+    code, out, _ = ptrain("plugins", "show", "broken", env=installed)
+    assert code == 1 and "can't be used: command `broken` of ptrain-greeter 1.2 can't be loaded" in out
+    code, out, _ = ptrain("plugins", "show", "greet", env=installed)
+    assert code == 0 and "greeter:greet" in out
+    code, _, err = ptrain("plugins", "show", "dpoo")
+    assert code == 2 and "nothing that is installed is called `dpoo`" in err and "write `dpo`" in err

@@ -38,6 +38,7 @@ def offered(ptrain: Ptrain) -> Callable[..., list[str]]:
     ("line", "expected"),
     [
         ("ptrain ", COMMANDS),
+        ("ptrain plugins show dp", ["dpo"]),
         ("ptrain ch", ["check"]),
         ("ptrain run --work", ["--workers"]),
         ("ptrain run --python_profile ", ["tottime", "cumtime", "disable"]),

@@ -48,7 +48,20 @@ def test_no_arguments_show_the_help(ptrain: Ptrain) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "run", "check", "explain", "prepare", "schema", "data", "data show", "data audit", "plugins", "plugins list"],
+    [
+        "",
+        "run",
+        "check",
+        "explain",
+        "prepare",
+        "schema",
+        "data",
+        "data show",
+        "data audit",
+        "plugins",
+        "plugins list",
+        "plugins show",
+    ],
 )
 def test_every_command_has_examples(ptrain: Ptrain, command: str) -> None:
     """They and all else fit 80 columns; with NO_COLOR there are no codes at all, not even where they are forced."""

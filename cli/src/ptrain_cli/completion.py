@@ -1,4 +1,4 @@
-"""What the Tab key offers: recipes, code, and the keys of overrides. It prints nothing and writes nothing."""
+"""What the Tab key offers: recipes, code, plugins and the keys of overrides. It prints nothing and writes nothing."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def override_keys(ctx: typer.Context, incomplete: str) -> list[str]:
 
         return continuations(incomplete, known_keys(_document(ctx), Catalog.installed()))
     return []
+
+
+def plugin_names(incomplete: str) -> list[str]:
+    """What installed packages offer, and the packages."""
+    from ptrain.catalog import Catalog
+
+    offers = Catalog.installed().all
+    return sorted(
+        name
+        for name in {one.name for one in offers} | {one.distribution for one in offers}
+        if name.startswith(incomplete)
+    )
 
 
 def _document(ctx: typer.Context) -> Document:

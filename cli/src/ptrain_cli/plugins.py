@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ptrain_cli.completion import plugin_names
 from ptrain_cli.options import Debug
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ EXAMPLES = """[bold]Examples[/bold]
 [dim]$[/dim] ptrain plugins list --json | jq '.[] | select(.status != "ok")'
 """
 
+SHOW = """[bold]Examples[/bold]
+
+[dim]$[/dim] ptrain plugins show sft
+
+[dim]$[/dim] ptrain plugins show ptrain-dpo --json
+"""
+
 app = typer.Typer(help="Show what installed packages offer to recipes.", epilog=EXAMPLES, no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Makes `list` a command of its own although it is the only one."""
 
 
 @app.command("list", epilog=EXAMPLES)
@@ -39,6 +42,43 @@ def list_command(
     rows = describe(Catalog.installed())
     typer.echo(json.dumps(rows, indent=2) if as_json else table(rows))
     return 0
+
+
+@app.command("show", epilog=SHOW)
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=plugin_names,
+                                        help="What a recipe calls it, or a package.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> int:  # fmt: skip
+    """Show what a package offers: what it does at which stage, and the keys that it takes."""
+    import json
+
+    from ptrain.catalog import Catalog
+    from ptrain.portrait import portraits
+
+    found = portraits(Catalog.installed(), name)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n\n".join(map(_portrait, found)))
+    return 1 if any(one["error"] for one in found) else 0
+
+
+def _portrait(one: dict[str, Any]) -> str:
+    licence = f", {one['licence']}" if one["licence"] else ""
+    wants = f", wants {one['wants']}" if one["wants"] else ""
+    lines = [f"{one['kind']} {one['name']} ({one['distribution']} {one['version']}{licence}{wants})"]
+    if one["error"]:
+        return "\n".join([*lines, f"  can't be used: {one['error']}"])
+    lines += [f"  {one['does']}", f"  {one['provides']}"]
+    for title, told in (
+        ("stages", ", ".join(f"{stage['stage']} ({stage['role']})" for stage in one["stages"])),
+        ("callbacks", ", ".join(one["callbacks"])),
+        ("parts", ", ".join(f"{kind}: {name}" for kind, name in one["parts"].items())),
+    ):
+        lines += [f"  {title}: {told}"] if told else []
+    for title, keys in (("keys", one["keys"]), ("keys of `data`", one["data"])):
+        lines += [f"  {title}:"] if keys else []
+        lines += [f"    {key['key']}: {key['takes']} (default: {key['default']})\n      {key['does']}" for key in keys]
+    return "\n".join(lines)
 
 
 def describe(catalog: Catalog) -> list[dict[str, Any]]:
