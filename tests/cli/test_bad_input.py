@@ -140,6 +140,11 @@ MODELS_AND_DATA = [
     ),
     Case("rows that are too long", ["200 of 200 rows are longer", "max_length"], arguments=over("data.max_length=4")),
     Case(
+        "documents beyond the positions of a model",
+        ["tokens, and the model has positions for 16", "fix: set `data.max_length` to 16 or less"],
+        arguments=over("model.config={model_type: gpt2, n_embd: 32, n_head: 2, n_layer: 1, n_positions: 16}"),
+    ),
+    Case(
         "no such template",
         ["there is no chat template `chatmll`", "expected: one of chatml", "fix: write `chatml`"],
         arguments=over("tokenizer.chat_template=chatmll"),
@@ -282,6 +287,15 @@ def test_a_recipe(case: Case, tmp_path: Path, ptrain: Ptrain, recipe: Path, port
 @pytest.mark.parametrize("case", [*MODELS_AND_DATA, *RUNS], ids=lambda case: case.name)
 def test_a_run(case: Case, folder: Path, ptrain_in: Any, port: int) -> None:
     refused(ptrain_in(folder), folder, case, port)
+
+
+def test_rotary_positions_that_go_on_are_warned_about(ptrain: Ptrain, recipe: Path) -> None:
+    """Such a run is no mistake: the model learns them."""
+    code, out, err = ptrain("run", recipe, "-o", "model.config.max_position_embeddings=16")
+    assert code == 0 and "step 3/3" in out
+    assert (
+        err.startswith("warning: a document has ") and "the model has positions for 16" in err and err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("key", ["eval_interval=2", "eval_at_start=true"])

@@ -203,6 +203,28 @@ def check_evaluation(run: Run, rows: Dataset) -> None:
             )
 
 
+def check_positions(run: Run, rows: Dataset, model: PreTrainedModel) -> None:
+    """Warn where a document is longer than what the model was made for; raise ModelError where that can't be computed.
+
+    Rotary positions go on beyond it, learnt ones end.
+
+    Args:
+        rows: the training samples.
+        model: as its configuration says, on any device.
+    """
+    import torch
+
+    limit = getattr(run.hf_config.get_text_config(), "max_position_embeddings", None)
+    longest = max((max(lengths) for lengths in rows["document_lengths"]), default=0)
+    if not limit or longest <= limit:
+        return
+    message = f"a document has {longest:,} tokens, and the model has positions for {limit:,}"
+    names = (name.lower() for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding))
+    if any("pos" in name or name.endswith("wpe") for name in names):
+        raise ModelError(message, fix=f"set `data.max_length` to {limit} or less, and `data.overlength`")
+    run.warn(f"{message} (`model.hf_config_kwargs.max_position_embeddings` says that this is meant)")
+
+
 def check_space(run: Run, directory: Path, parameters: int) -> None:
     """Raise CheckpointError where not even one checkpoint of so many parameters would fit on the disk."""
     from ptrain.directory import free_bytes
