@@ -124,8 +124,10 @@ def test_ctrl_c_while_preparing(recipe: Path, environ: dict[str, str]) -> None:
     pipe = recipe.parent / "pipe.yaml"
     os.mkfifo(pipe)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ptrain_cli", "check", str(pipe)], env=environ, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "ptrain_cli", "check", str(pipe)], env=environ, stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores it, and so would all that it starts in turn.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     with pipe.open("w"):  # returns as soon as the command reads
         for _ in range(20):
             process.send_signal(signal.SIGINT)
