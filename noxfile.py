@@ -56,11 +56,12 @@ def tests_full(session: nox.Session) -> None:
 @nox.session(python=OTHER_PYTHONS)
 def torch_free(session: nox.Session) -> None:
     """Byte-compile, and run the tests that need no torch; there has to be none."""
-    bin = light_environment(session, *dev("pytest", "pytest-timeout", "hypothesis", "jsonschema"))
+    bin = light_environment(session, *dev("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "jsonschema"))
     session.run(bin / "python", "-m", "compileall", "-q", "-f", *[f"{d}/src" for d in DISTRIBUTIONS])
     session.run(bin / "python", "-c", "import torch", success_codes=[1], silent=True)
     marked = [str(p) for p in sorted(ROOT.glob("tests/**/test_*.py")) if "torch_free" in p.read_text()]
-    session.run(bin / "pytest", "-m", "torch_free", *marked, *session.posargs)
+    # None of them starts workers or measures, so they may run side by side.
+    session.run(bin / "pytest", "-n", "auto", "-m", "torch_free", *marked, *session.posargs)
 
 
 @nox.session
