@@ -169,6 +169,7 @@ def test_the_reference_is_computed_once(dpo: Any, tmp_path: Path, tiny_model: Pa
     (file,) = (tmp_path / "cache").glob("*.reference.safetensors")
     file.unlink()
     assert COMPUTED not in said("-o", f"output_dir={tmp_path / 'cut'}", "--resume")
+    assert not file.exists(), "a run that goes on needs no other file than its own"
     assert losses(tmp_path / "cut" / "run.json") == losses(tmp_path / "whole" / "run.json")
 
     (tmp_path / "gone").mkdir()
@@ -177,6 +178,11 @@ def test_the_reference_is_computed_once(dpo: Any, tmp_path: Path, tiny_model: Pa
     message = said("-o", f"output_dir={tmp_path / 'gone'}", "--resume", code=2)
     assert "reference.safetensors` is gone" in message and "--restart" in message
 
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import ptrain\n\n@ptrain.hookimpl(wrapper=True)\ndef create_model(run, config):\n    return (yield)\n"
+    )
+    assert COMPUTED in said("-o", f"output_dir={tmp_path / 'code'}", "--code", str(code)), "it may change the model"
     weights = model / "model.safetensors"
     save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
     assert COMPUTED in said("-o", f"output_dir={tmp_path / 'other'}")

@@ -38,7 +38,16 @@ class Cached:
     """
 
     def __init__(self, run: Run, score: Score) -> None:
-        self._values = _found(run) or self._made(run, score)
+        own = run.dir / FILE
+        shared = _shared(run) if run.rank == 0 and not run.progress.step and not own.is_file() else own
+        if run.agree(own.is_file() or shared.is_file()):
+            self._values = _read(run, own if own.is_file() else shared)
+        else:
+            self._values = self._made(run, score)
+        if run.rank == 0:
+            for path in (own, shared):
+                if not path.is_file():
+                    _write(path, self._values)
 
     def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
         """Those of the rows of a batch, fp32 [rows, 2]."""
@@ -48,14 +57,10 @@ class Cached:
         if run.progress.step:
             raise CheckpointError(
                 f"`{run.dir / FILE}` is gone, and the model is no longer the one that it was computed with",
-                fix="put it back, begin anew with `--restart`, or resume with `-o reference=online`",
+                fix="put it back, or begin anew with `--restart`",
             )
         run.say(f"the reference's log-probabilities of {len(run.train_data) + len(run.eval_data):,} pairs are computed")
-        values = {split: _score_all(run, rows, score) for split, rows in _splits(run).items()}
-        if run.rank == 0:
-            for path in _places(run):
-                _write(path, values)
-        return values
+        return {split: _score_all(run, rows, score) for split, rows in _splits(run).items()}
 
 
 class Online:
@@ -138,22 +143,22 @@ def _score_all(run: Run, rows: Dataset, score: Score) -> torch.Tensor:
     return values.cpu()
 
 
-def _places(run: Run) -> list[Path]:
-    cache = run.recipe.data.cache_dir.expanduser() / f"{_key(run)}.{FILE}"
-    return [run.dir / FILE, cache]
+def _shared(run: Run) -> Path:
+    """The file in the cache of prepared data, for every run with this model and these rows."""
+    return run.recipe.data.cache_dir.expanduser() / f"{_key(run)}.{FILE}"
 
 
-def _found(run: Run) -> dict[str, torch.Tensor] | None:
-    """What was computed before, if every worker finds it."""
+def _read(run: Run, path: Path) -> dict[str, torch.Tensor]:
+    """What rank 0 reads from a file, on every worker."""
+    import torch
     from safetensors.torch import load_file
 
-    for path in _places(run)[: 1 if run.progress.step else 2]:
-        if run.agree(path.is_file()):
-            values = load_file(path)
-            if run.rank == 0 and not (run.dir / FILE).is_file():
-                _write(run.dir / FILE, values)
-            return values
-    return None
+    found = load_file(path) if run.rank == 0 else {}
+    values = {split: found.get(split, torch.zeros(len(rows), 2)).to(run.device) for split, rows in _splits(run).items()}
+    if run.world > 1:
+        for split in values:
+            torch.distributed.broadcast(values[split], 0)
+    return {split: value.cpu() for split, value in values.items()}
 
 
 def _write(path: Path, values: dict[str, torch.Tensor]) -> None:
@@ -165,9 +170,15 @@ def _write(path: Path, values: dict[str, torch.Tensor]) -> None:
 
 
 def _key(run: Run) -> str:
-    """Of everything that the log-probabilities depend on: weights, rows, precision, whether they are means."""
-    content = [_model(run), *(_rows(rows) for rows in _splits(run).values()), run.recipe.model.dtype, run.recipe.type]
-    content.append(run.config.model_dump(include={"length_normalised", "loss_type"}))
+    """Of everything that the log-probabilities depend on: weights, rows, precision, code, whether they are means."""
+    code = run.loaded.user_code
+    content = [
+        _model(run), *(_rows(rows) for rows in _splits(run).values()),
+        # Any layer may change the model, or how it is asked.
+        run.layer_versions(), code.sha256 if code is not None else "",
+        {name: section.model_dump(mode="json") for name, section in run.recipe.plugins.items()},
+        run.config.model_dump(include={"length_normalised", "loss_type"}),
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
