@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from ptrain import directory
-from ptrain.directory import commit, newest_run, run_directory, starts, write_spec
+from ptrain.directory import commit, make_directory, newest_run, run_directory, starts, write_spec
+from ptrain.errors import RecipeError
 
 RECIPE = SimpleNamespace(output_dir=None, type="sft")
 
@@ -23,6 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(path: Path) -> Path:
     """The directory of a run that was begun."""
+    path.mkdir(parents=True)
     write_spec(path, {"recipe": {}, "starts": []}, {})
     return path
 
@@ -60,6 +62,14 @@ def test_a_given_directory_is_taken_as_it_is(here: Path) -> None:
     assert not (here / "latest").exists()
 
 
+def test_two_runs_do_not_share_a_directory(here: Path) -> None:
+    """Both chose it in the same second, before it was there."""
+    make_directory(here / "run", new=True)
+    with pytest.raises(RecipeError, match="another run has begun"):
+        make_directory(here / "run", new=True)
+    make_directory(here / "run", new=False)
+
+
 def git(*words: str) -> str:
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     return subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True).stdout.strip()
@@ -91,6 +101,7 @@ def test_no_program_of_the_repository_is_run(here: Path) -> None:
 
 
 def test_every_start_is_kept(here: Path) -> None:
+    (here / "run").mkdir()
     first = starts(here / "run", ["ptrain", "run", "a.yaml"], here)
     write_spec(here / "run", {"recipe": {}, "starts": first}, {"seed": 42})
     second = starts(here / "run", ["ptrain", "run", "a.yaml", "--resume"], here)

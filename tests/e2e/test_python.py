@@ -194,6 +194,7 @@ def test_two_workers(script: Script, recipes: Any, prepared: Any, tmp_path: Path
         ("ptrain.train(keys, plugins=[ptrain.Trainer])", ["`Trainer` in `plugins`", "@ptrain.register"]),
         ("ptrain.train(keys, plugins=[f], code='script.py')", ["both `code` and `plugins` are given"]),
         ("ptrain.train('no.yaml')", ["no.yaml"]),
+        ("ptrain.train(keys, plugins=[f, f])", ["two of `plugins` are called `f`"]),
     ],
 )
 def test_mistakes(script: Script, text: str, told: list[str], tmp_path: Path) -> None:

@@ -68,16 +68,12 @@ def train(
         PtrainError: with what is wrong and how to mend it.
     """
     from ptrain import loop
+    from ptrain.job import observed
     from ptrain.saving import newest_export
 
     run = _ready(recipe, overrides, code, plugins, resume, restart)
-    try:
+    with observed(run):
         outcome = loop.train(run)
-    except BaseException as error:
-        run.call("on_exception", error=error)
-        raise
-    finally:
-        run.trackers.finish(run)
     return Result(run.dir, outcome, run.progress.step, dict(run.trackers.last), newest_export(run))
 
 
@@ -101,10 +97,14 @@ def open_run(
     Raises:
         PtrainError: with what is wrong and how to mend it.
     """
-    run = _ready(recipe, overrides, code, plugins, resume, restart)
-    run.call("before_training")
-    run.call("on_start")
-    return OpenRun(run)
+    session = OpenRun(_ready(recipe, overrides, code, plugins, resume, restart))
+    try:
+        session.run.call("before_training")
+        session.run.call("on_start")
+    except BaseException as error:
+        session.__exit__(type(error), error, error.__traceback__)
+        raise
+    return session
 
 
 class OpenRun:

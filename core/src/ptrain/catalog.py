@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import re
@@ -167,22 +168,31 @@ def _check_requirement(offer: Offer) -> None:
     if _normal(offer.distribution) == CORE:
         return
     try:
-        declared = importlib.metadata.requires(offer.distribution) or []
         running = importlib.metadata.version(CORE)
     except importlib.metadata.PackageNotFoundError:
         return
-    for text in declared:
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            continue
-        applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if applies and _normal(wanted.name) == CORE and not wanted.specifier.contains(running, prereleases=True):
+    for wanted in core_requirements(offer.distribution):
+        if not wanted.specifier.contains(running, prereleases=True):
             raise PluginError(
                 f"{offer.kind} {offer} needs another {CORE}: it wants {CORE}{wanted.specifier}, got {running}",
                 expected=f"{CORE}{wanted.specifier}",
                 fix=f"pip install --upgrade {offer.distribution} {CORE}",
             )
+
+
+def core_requirements(distribution: str) -> list[Requirement]:
+    """What an installed distribution declares that it needs of core, as far as it applies here."""
+    try:
+        declared = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = []
+    for text in declared:
+        with contextlib.suppress(InvalidRequirement):
+            wanted = Requirement(text)
+            applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+            found += [wanted] if applies and _normal(wanted.name) == CORE else []
+    return found
 
 
 def _broken(offer: Offer, error: BaseException) -> PluginError:

@@ -90,6 +90,23 @@ def check_directory(directory: Path, *, resume: bool, restart: bool) -> None:
         )
 
 
+def make_directory(directory: Path, *, new: bool) -> None:
+    """Make the run directory.
+
+    Args:
+        new: it was not there when it was chosen.
+
+    Raises:
+        RecipeError: it was new, and another run has made it in the meantime.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=not new)
+    except FileExistsError:
+        raise RecipeError(
+            f"another run has begun in `{directory}` while this one was prepared", fix="start this one again"
+        ) from None
+
+
 def set_aside(directory: Path) -> Path:
     """Rename a run directory to the next free `<name>.N` and return that."""
     number = 1
@@ -108,7 +125,6 @@ def write_spec(directory: Path, spec: Mapping[str, Any], resolved: Mapping[str, 
     """
     from ptrain.recipe import yaml12
 
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / "recipe.yaml").write_text(yaml12.write(spec["recipe"]), encoding="utf-8")
     (directory / "resolved.yaml").write_text(yaml12.write(resolved), encoding="utf-8")
     if code:

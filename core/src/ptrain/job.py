@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.directory import KILL_SWITCH, SPEC, check_directory, run_directory, set_aside, starts, write_spec
+from ptrain.directory import (
+    KILL_SWITCH,
+    SPEC,
+    check_directory,
+    make_directory,
+    run_directory,
+    set_aside,
+    starts,
+    write_spec,
+)
 from ptrain.errors import RecipeError
 from ptrain.recipe.dump import dump
 from ptrain.recipe.load import Loaded, load_recipe
@@ -51,6 +61,7 @@ def prepare_run(
         raise RecipeError.of(problems)
     resume = not restart and (resume or resumes_by_itself(loaded.recipe))
     directory = run_directory(loaded.recipe, source, resume=resume)
+    new = not directory.exists()
     check_directory(directory, resume=resume, restart=restart)
     run = Run(loaded, directory)
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
@@ -71,8 +82,9 @@ def prepare_run(
         checks.check_same_model(run, resume_from, model)
     checks.check_positions(run, prepared.train, model)
     checks.check_space(run, directory, sum(p.numel() for p in model.parameters()))
-    if restart and directory.exists():
+    if restart and not new:
         set_aside(directory)
+    make_directory(directory, new=new)
     return _begun(run, prepared, source, resume_from, command)
 
 
@@ -131,16 +143,23 @@ def work(spec: Path, stop: Any = None) -> int:
 
     started = time.perf_counter()
     run = open_spec(spec, stop)
-    try:
+    with observed(run):
         outcome = loop.train(run)
+    run.say(closing_line(run, outcome, time.perf_counter() - started), whole=True)
+    engine.close()
+    return STOPPED if outcome == "stopped" else 0
+
+
+@contextlib.contextmanager
+def observed(run: Run) -> Iterator[None]:
+    """Within it, what fails is told to the observers; at its end the display and the trackers are finished."""
+    try:
+        yield
     except BaseException as error:
         run.call("on_exception", error=error)
         raise
     finally:
         run.trackers.finish(run)
-    run.say(closing_line(run, outcome, time.perf_counter() - started), whole=True)
-    engine.close()
-    return STOPPED if outcome == "stopped" else 0
 
 
 def open_spec(spec: Path, stop: Any = None, plugins: Sequence[Any] = ()) -> Run:

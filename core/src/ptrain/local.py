@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ _registered: contextvars.ContextVar[list[tuple[str, str, type]] | None] = contex
 _of_caller: dict[tuple[str, str], type] = {}
 """What it marks otherwise: the newest class of each kind and name, for recipes that are loaded in this process."""
 CALLER = "your code"
+UNKNOWN = uuid.uuid4().hex
+"""In place of code whose text can't be had."""
 _loaded_before: set[str] = set()
 """Modules that user code brought in: they are read anew for the next recipe."""
 
@@ -109,6 +112,8 @@ def caller_code(plugins: Sequence[Any]) -> UserCode | None:
                 fix="mark it; name a class for the recipe with `@ptrain.register(kind, name)`, and leave it out here",
             )
         for function in marked:
+            if hasattr(module, function.__name__):
+                raise PluginError(f"two of `plugins` are called `{function.__name__}`", fix="rename one of them")
             setattr(module, function.__name__, function)
         texts.append(_source(plugin))
     text = "\n\n".join(texts)
@@ -127,16 +132,14 @@ def _is_marked(function: Any) -> bool:
 def _source(thing: Any) -> str:
     """The text of a function, class or module, with the file that it stands in: what else there is may be used by it.
 
-    Where no text can be had, what it was compiled to.
+    Where no text can be had, something that no other process has: what it does is not known to be the same.
     """
-    found = []
-    for part in (thing, sys.modules.get(getattr(thing, "__module__", "") or "")):
-        try:
-            found.append(inspect.getsource(part) if part is not None else "")
-        except (OSError, TypeError):
-            code = getattr(part, "__code__", None)
-            found.append(repr((code.co_code, code.co_names)) if code is not None else "")
-    return "\n".join(found)
+    try:
+        text = inspect.getsource(thing)
+    except (OSError, TypeError):
+        return f"{UNKNOWN} {id(thing)}"
+    file = getattr(sys.modules.get(getattr(thing, "__module__", "") or ""), "__file__", None)
+    return text if file is None else f"{text}\n{Path(file).read_text(encoding='utf-8')}"
 
 
 def _digest(text: str) -> str:

@@ -7,9 +7,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from packaging.requirements import Requirement
-
-from ptrain.catalog import CORE, Catalog, Offer
+from ptrain.catalog import Catalog, Offer, core_requirements
 from ptrain.errors import PluginError
 from ptrain.parts import Trainer
 from ptrain.plugin import STAGES
@@ -40,7 +38,8 @@ def _portrait(catalog: Catalog, offer: Offer) -> dict[str, Any]:
     """One offer; `error` says why it can't be used, and then nothing else is known of it."""
     about = {
         "kind": offer.kind, "name": offer.name, "distribution": offer.distribution, "version": offer.version,
-        "licence": _licence(offer), "wants": _wants(offer), "provides": offer.value,
+        "licence": _licence(offer), "wants": ", ".join(map(str, core_requirements(offer.distribution))),
+        "provides": offer.value,
     }  # fmt: skip
     status = catalog.status(offer)
     if status.state == "broken":
@@ -81,13 +80,3 @@ def _licence(offer: Offer) -> str:
     except importlib.metadata.PackageNotFoundError:
         return ""
     return (metadata.get_all("License-Expression") or metadata.get_all("License") or [""])[0]
-
-
-def _wants(offer: Offer) -> str:
-    """The versions of core that its distribution asks for."""
-    try:
-        declared = importlib.metadata.requires(offer.distribution) or []
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    wanted = [one for one in map(Requirement, declared) if one.name.lower().replace("_", "-") == CORE]
-    return str(wanted[0]) if wanted else ""
