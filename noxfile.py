@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent
 DISTRIBUTIONS = ["core", "cli", "plugins/sft", "plugins/dpo"]
 EDITABLE = [word for distribution in DISTRIBUTIONS for word in ("-e", distribution)]
 OTHER_PYTHONS = ["3.10", "3.12", "3.13"]
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
+"""Two files of tests at a time: a test waits most of its time for processes that start."""
 HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "huggingface-hub", "ptrain-")
 """Dependencies that the sessions without torch do without."""
 
@@ -41,7 +43,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the whole suite, then the torch-free part on the other Pythons (unless arguments are given)."""
     bin = full_environment(session)
-    session.run(bin / "pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(bin / "pytest", *SIDE_BY_SIDE, *session.posargs, env={"OMP_NUM_THREADS": "1"})
     for version in [] if session.posargs else OTHER_PYTHONS:
         session.notify(f"torch_free-{version}")
 
@@ -50,7 +52,7 @@ def tests(session: nox.Session) -> None:
 def tests_full(session: nox.Session) -> None:
     """Run the suite with all of the matrices of which `tests` runs a part."""
     bin = full_environment(session)
-    session.run(bin / "pytest", "-m", "", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run(bin / "pytest", *SIDE_BY_SIDE, "-m", "", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(python=OTHER_PYTHONS)

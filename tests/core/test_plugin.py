@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Generator
 from typing import Any
@@ -159,6 +160,51 @@ def test_a_stage_that_nobody_answers_is_an_error() -> None:
         stack().call("loss", run=None, batch=1)
 
 
+WRONG: dict[str, Any] = {
+    "create_model": {}, "split": {"train": []}, "count": [1], "step": 0.5, "loss": "low", "forward": [0.0],
+    "create_dataloader": 3, "create_engine": "engine", "create_scheduler": object(), "checkpoint": 7, "load": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", WRONG)
+def test_a_result_of_the_wrong_kind_is_named(stage: str) -> None:
+    """Plugin, distribution, stage, what it returned and what is expected; for an answer, a wrapper and a callback."""
+    arguments: dict[str, Any] = dict.fromkeys(list(inspect.signature(STAGES[stage]).parameters)[1:], ())
+
+    def answer(self: Any, run: Any) -> Any:
+        return WRONG[stage]
+
+    def wrapper(self: Any, run: Any) -> Generator[None, Any, Any]:
+        yield
+        return WRONG[stage]
+
+    bad = type("Bad", (Base,), {stage: ptrain.hookimpl(answer)})
+    wraps = type("Bad", (Base,), {stage: ptrain.hookimpl(wrapper=True)(wrapper)})
+    after = type("Bad", (Base,), {"callbacks": [(f"post-{stage}".replace("_", "-"), lambda run, result: WRONG[stage])]})
+    for plugin in (bad, wraps, after):
+        with pytest.raises(PluginError) as caught:
+            stack(plugin()).call(stage, run=None, **arguments)
+        text = str(caught.value)
+        assert "of `bad` (toy 1.0) returned " in text and f"expected: the stage `{stage}` to return" in text, text
+        assert "test_plugin.py:" in text
+
+
+def test_a_wrapper_that_loses_the_result_is_named() -> None:
+    """Otherwise it would seem that nobody answers."""
+
+    class Loses(Base):
+        @ptrain.hookimpl(wrapper=True)
+        def step(self, run: Any) -> Generator[None, Any, Any]:
+            """Returns what it has not got."""
+            yield
+            return getattr(run, "nothing", None)
+
+    with pytest.raises(
+        PluginError, match=r"`step` of `loses` \(toy 1.0\) returned None: the result of the layers below"
+    ):
+        stack(Loses()).call("step", run=None, batches=[])
+
+
 def _no_return() -> type:
     class Bad(Base):
         @ptrain.hookimpl
@@ -239,7 +285,7 @@ def _event_argument() -> type:
         (_unmarked, "has no `@ptrain.hookimpl`"),
         (_unknown_hook, "call it `loss`"),
         (_unknown_argument, "stage `loss` has no argument `bacth`"),
-        (_tryfirst, "tryfirst or trylast"),
+        (_tryfirst, "asks for tryfirst"),
         (_event, "write `pre-loss`"),
         (_event_argument, "has no argument `labels`"),
     ],

@@ -19,6 +19,8 @@ from harness import conversations, losses, merged, metrics, run, run_workers, wr
 from safetensors.torch import load_file, save_file
 from test_oracle import exported, token_rows
 
+import ptrain
+
 BETA = 0.3
 CUTS = [(8, 1), (2, 4)]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -186,3 +188,36 @@ def test_the_reference_is_computed_once(dpo: Any, tmp_path: Path, tiny_model: Pa
     weights = model / "model.safetensors"
     save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
     assert COMPUTED in said("-o", f"output_dir={tmp_path / 'other'}")
+
+
+def test_the_model_without_its_adapter_is_the_reference(dpo: Any, prepared: Any) -> None:
+    """Equal to the cached one: losses and what is logged to 1e-5, with dropout, ZeRO 0, 2 and 3, on two workers."""
+    adapter = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}
+    specs = [
+        prepared(dpo(
+            model={"peft_config": adapter}, micro_batch_size=2, reference=reference, optimizer={"lr": 1e-2},
+            deepspeed={"zero_optimization": {"stage": stage}},
+        ))
+        for stage in (0, 2, 3) for reference in ("cached", "adapter_off")
+    ]  # fmt: skip
+    run_workers(specs, 2)
+    for cached, off in itertools.pairwise(specs):
+        if specs.index(cached) % 2:
+            continue
+        assert losses(off) == pytest.approx(losses(cached), abs=1e-5, rel=1e-5)
+        for one, other in zip(metrics(cached), metrics(off), strict=True):
+            assert {key: one[key] for key in LOGGED} == pytest.approx({key: other[key] for key in LOGGED}, abs=2e-5)
+    assert metrics(specs[0])[-1]["rewards/margins"] != 0
+
+
+def test_an_adapter_of_sft_goes_on_in_dpo(dpo: Any, recipes: Any, prepared: Any) -> None:
+    """The reference is the model with that adapter, not without it."""
+    saves = {"checkpoint": [{"type": "huggingface", "save_end_of_training": True}]}
+    sft = prepared(recipes(model={"peft_config": {"r": 4, "target_modules": "all-linear"}}, epochs=1, **saves))
+    run_workers([sft], 1)
+    spec = prepared(dpo(model={"name_or_path": str((sft.parent / "model" / "latest").resolve())}, train_iters=2))
+    run_workers([spec], 1)
+    first = metrics(spec)[0]
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-6) and first["loss"] == pytest.approx(math.log(2))
+    with pytest.raises(ptrain.RecipeError, match="gives the model no adapter"):
+        prepared(dpo(reference="adapter_off"))

@@ -26,6 +26,7 @@ def ptrain(*arguments: str | Path, threads: int = 1, timeout: float = 900) -> st
     return done.stdout
 
 
+@pytest.mark.timeout(1800)
 def test_the_quickstart_learns_its_tasks(tmp_path: Path) -> None:
     """Near 0 % before, at least 90 % after, on questions that are not in the training data; the model loads."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from harness import losses, merged, run_workers
+from harness import losses, merged, metrics, run_workers
 
+from ptrain.checkpoint import store
 from ptrain.errors import PtrainError
 from ptrain.job import prepare_run
 from ptrain.recipe.load import load_recipe
@@ -148,19 +149,37 @@ def test_a_plugins_state_survives_a_resume(with_code: Any) -> None:
     assert (spec.parent / "seen.txt").read_text() == f"{steps} [{float(steps)}, {float(steps)}]"
 
 
-def test_a_failing_hook_is_named(with_code: Any) -> None:
-    """Plugin, file and line, in the worker's message."""
-    spec = with_code(
-        """
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        ('raise KeyError("nonsense")', r"train\.py:7.*`loss` of `user code`.*stage `loss`.*KeyError"),
+        (
+            "return [result]",
+            r"train\.py:4.*`loss` of `user code` .*returned list.*expected.*the loss of one micro-batch",
+        ),
+        ("return getattr(run, 'nothing', None)", r"train\.py:4.*`loss` of `user code` .*returned None: .* is lost"),
+    ],
+)
+def test_a_failing_hook_is_named_and_costs_no_checkpoint(mistake: str, says: str, with_code: Any) -> None:
+    """Plugin, file and line, in the worker's message; what was saved before is whole, and the run goes on from there."""
+    code = f"""
         import ptrain
 
-        @ptrain.hookimpl
-        def loss(run, batch):
-            return batch["nonsense"]
-        """
-    )
-    with pytest.raises(AssertionError, match=r"(?s)train\.py:6.*`loss` of `user code`.*KeyError"):
+        @ptrain.hookimpl(wrapper=True)
+        def loss(run):
+            result = yield
+            if run.progress.step == 3 and not (run.dir / "mended").exists(): {mistake}
+            return result
+    """
+    saves = [{"type": "deepspeed", "save_every_n_steps": 2}]
+    spec = with_code(code, checkpoint=saves)
+    with pytest.raises(AssertionError, match="(?s)" + says):
         run_workers([spec], 1)
+    assert store.newest_good(spec.parent / "checkpoints", report=pytest.fail).name == "step-00000002"
+    (spec.parent / "mended").touch()
+    run_workers([with_code(code, resume=True, checkpoint=saves)], 1)
+    steps = [record["step"] for record in metrics(spec)]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > 5
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(with_code: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ptrain_cli import check, completion, data, explain, plugins, prepare, run, schema
+from ptrain_cli import check, completion, data, explain, export, plugins, prepare, run, schema
 from ptrain_cli.commands import Commands
 from ptrain_cli.options import Debug
 
@@ -35,6 +35,7 @@ app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("check", epilog=check.EXAMPLES)(check.command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.command)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
+app.command("export", epilog=export.EXAMPLES)(export.command)
 app.command("schema", epilog=schema.EXAMPLES)(schema.command)
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")

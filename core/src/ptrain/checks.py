@@ -243,10 +243,10 @@ def check_space(run: Run, directory: Path, parameters: int) -> None:
 
 
 def blank_model(run: Run) -> PreTrainedModel:
-    """The model as its configuration says, without memory for its parameters.
+    """The model as its configuration says, with the recipe's adapter, without memory for its parameters.
 
     Raises:
-        ModelError: it can't be built, or not with the attention that the recipe wants.
+        ModelError: it can't be built, or not with the attention or the adapter that the recipe wants.
     """
     import copy
 
@@ -254,6 +254,7 @@ def blank_model(run: Run) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     from ptrain.model.attention import implementation
+    from ptrain.model.huggingface import HuggingFaceModel
     from ptrain.recipe.machine import PACKAGES
 
     wanted = getattr(run.recipe.model, "attn_implementation", None)
@@ -267,6 +268,8 @@ def blank_model(run: Run) -> PreTrainedModel:
             )
     except (ImportError, ValueError) as error:
         raise _unbuildable(run, wanted, error) from error
+    if isinstance(run.parts.model, HuggingFaceModel):
+        run.parts.model.adapt(model)
     return model
 
 

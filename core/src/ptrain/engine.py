@@ -172,6 +172,8 @@ def quiet() -> None:
     from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed says that it looked for others
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

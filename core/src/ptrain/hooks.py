@@ -198,7 +198,10 @@ def sequence_sum(run: Run, values: torch.Tensor, segment_ids: torch.Tensor) -> t
 
 @hookspec(firstresult=True)
 def step(run: Run, batches: list[Batch]) -> StepResult:
-    """Do one optimizer step over its micro-batches: losses, one division, backward, update. Kind: first."""
+    """Return what an optimizer step over its micro-batches gave: losses, one division, backward, update. Kind: first.
+
+    When: once for each optimizer step, with all of this worker's micro-batches of it.
+    """
     ...
 
 

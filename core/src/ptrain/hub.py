@@ -13,7 +13,10 @@ NAME = "the name of a model on the hub (with network), or a local folder that `s
 """What a `name_or_path` may be."""
 
 
-FILES = {"model": ["config.json"], "tokenizer": ["tokenizer.json", "tokenizer*", "vocab*", "*.model"]}
+FILES = {
+    "model": ["config.json", "adapter_config.json"],
+    "tokenizer": ["tokenizer.json", "tokenizer*", "vocab*", "*.model"],
+}
 """What a folder holds at least one of; the first is what there is nowadays."""
 
 

@@ -53,6 +53,7 @@ def prepare_run(
         PtrainError: something is wrong; nothing was written to the run directory.
     """
     from ptrain import checks
+    from ptrain.model import adapters
     from ptrain.run import Run
     from ptrain.saving import resumes_by_itself
 
@@ -81,7 +82,8 @@ def prepare_run(
     if resume_from is not None:
         checks.check_same_model(run, resume_from, model)
     checks.check_positions(run, prepared.train, model)
-    checks.check_space(run, directory, sum(p.numel() for p in model.parameters()))
+    adapters.check_tokens(run, model)
+    checks.check_space(run, directory, sum(p.numel() for p in model.parameters() if p.requires_grad))
     if restart and not new:
         set_aside(directory)
     make_directory(directory, new=new)
@@ -196,11 +198,15 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
 
 def _next(run: Run, model: Path | None) -> str:
     """What to do with what came out, as a command where it is one."""
+    from ptrain.model import adapters
+
     if model is None:
         export = f"checkpoint.{len(run.recipe.checkpoint)}={{type: huggingface, save_end_of_training: true}}"
         return f"to keep a model that others can load, {_again(run, export)}"
     if any(source.type == "tasks" for source in run.recipe.data.sources):
         return f"to train on rows of your own, {_again(run, 'data.sources=[{type: jsonl, path: rows.jsonl}]')}"
+    if (model / adapters.CONFIG).is_file():
+        return f"to have one model with the adapter in it: ptrain export {shlex.quote(str(run.dir))} --merge"
     return f"load it with AutoModelForCausalLM.from_pretrained({str(model)!r})"
 
 

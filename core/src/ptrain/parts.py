@@ -79,6 +79,10 @@ class Model(Part):
         """The model, on CPU or as ZeRO-3 shards, in its training dtype."""
         raise NotImplementedError
 
+    def fingerprint(self, run: Run) -> Any:
+        """JSON that changes whenever the weights that training begins with do; part of cache keys."""
+        return [self.config.model_dump(mode="json"), run.recipe.seed]
+
 
 class Optimizer(Part):
     """Makes the optimizer (`optimizer`)."""

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ import pluggy
 
 from ptrain import hooks
 from ptrain.errors import PluginError, Position, PtrainError
+from ptrain.results import Loss
 
 STAGES: dict[str, Callable[..., Any]] = {
     name: function for name, function in vars(hooks).items() if hasattr(function, "ptrain_spec")
@@ -56,6 +58,7 @@ class Stack:
     _pre: dict[str, list[tuple[Layer, Callable[..., Any]]]] = field(default_factory=lambda: defaultdict(list))
     _code: dict[Any, tuple[Layer, str]] = field(default_factory=dict)
     _reported: set[int] = field(default_factory=set)
+    _found: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._manager = pluggy.PluginManager("ptrain")
@@ -86,7 +89,10 @@ class Stack:
         except PtrainError:
             raise
         except Exception as error:
-            raise self._blame(stage, error) from error
+            blamed = self._blame(stage, error)
+            if blamed is error:
+                raise
+            raise blamed from error
         finally:
             self.seconds[stage] += time.perf_counter() - start
         return result
@@ -123,11 +129,42 @@ class Stack:
         return bool(self._pre[stage]) or len(getattr(self._manager.hook, stage).get_hookimpls()) > 1
 
     def _plain(self, stage: str) -> list[Any]:
-        caller = getattr(self._manager.hook, stage)
-        return [impl for impl in caller.get_hookimpls() if not impl.wrapper]
+        return self._impls(stage)[1]
+
+    def _impls(self, stage: str) -> tuple[list[Any], list[Any]]:
+        """The wrappers of a stage, and what answers it, bottom-up; no layer is added once there is a stack."""
+        if stage not in self._found:
+            impls = getattr(self._manager.hook, stage).get_hookimpls()
+            self._found[stage] = [i for i in impls if i.wrapper], [i for i in impls if not i.wrapper]
+        return self._found[stage]
+
+    def _checked(self, stage: str, impl: Any, result: Any) -> Any:
+        """`result`, if it is of the kind that the stage promises.
+
+        Raises:
+            PluginError: it is not, or a wrapper has lost it; with plugin, distribution, stage, and both.
+        """
+        if fits(stage, result):
+            return result
+        layer = self.layers[int(impl.plugin_name.partition(":")[0])]
+        event, function = getattr(impl.plugin, CALLED_AFTER, (stage, impl.function))
+        what = "None: the result of the layers below is lost" if result is None else _said(result)
+        raise PluginError(
+            f"`{event}` of `{layer.name}` ({layer.origin}) returned {what}",
+            where=_place(function), expected=f"the stage `{stage}` to return {_promise(stage)}",
+        )  # fmt: skip
 
     def _call_first(self, stage: str, arguments: dict[str, Any]) -> Any:
-        result = getattr(self._manager.hook, stage)(**arguments)
+        wrappers, plain = self._impls(stage)
+
+        def inner() -> Any:
+            for impl in reversed(plain):
+                result = impl.function(*_pick(impl, arguments))
+                if result is not None:
+                    return self._checked(stage, impl, result)
+            return None
+
+        result = _within(wrappers, arguments, inner, lambda impl, value: self._checked(stage, impl, value))
         if result is None:
             layers = ", ".join(f"`{layer.name}`" for layer in self.layers[1:]) or "core alone"
             raise PluginError(
@@ -137,11 +174,10 @@ class Stack:
         return result
 
     def _call_all(self, stage: str, arguments: dict[str, Any]) -> None:
-        caller = getattr(self._manager.hook, stage)
-        wrappers = [impl for impl in caller.get_hookimpls() if impl.wrapper]
+        wrappers, plain = self._impls(stage)
 
         def inner() -> list[Any]:
-            return [result for impl in self._plain(stage) if (result := self._one(stage, impl, arguments))]
+            return [result for impl in plain if (result := self._one(stage, impl, arguments))]
 
         return _within(wrappers, arguments, inner)
 
@@ -211,21 +247,31 @@ def _pick(impl: Any, arguments: Mapping[str, Any]) -> list[Any]:
     return [arguments[name] for name in impl.argnames]
 
 
-def _within(wrappers: Sequence[Any], arguments: Mapping[str, Any], inner: Callable[[], Any]) -> Any:
-    """`inner()` inside generator wrappers, the last one outermost (pluggy runs only its own kinds of call)."""
+def _within(
+    wrappers: Sequence[Any],
+    arguments: Mapping[str, Any],
+    inner: Callable[[], Any],
+    checked: Callable[[Any, Any], Any] = lambda impl, result: result,
+) -> Any:
+    """`inner()` inside generator wrappers, the last one outermost (pluggy would not say which returned what).
+
+    Args:
+        checked: given a wrapper and its result, unless nothing came from below either.
+    """
     if not wrappers:
         return inner()
-    generator = wrappers[-1].function(*_pick(wrappers[-1], arguments))
+    generator, below = wrappers[-1].function(*_pick(wrappers[-1], arguments)), None
     next(generator)
     try:
         try:
-            result = _within(wrappers[:-1], arguments, inner)
+            result = _within(wrappers[:-1], arguments, inner, checked)
         except BaseException as error:
             generator.throw(error)
         else:
+            below = result
             generator.send(result)
     except StopIteration as stop:
-        return stop.value
+        return stop.value if below is None and stop.value is None else checked(wrappers[-1], stop.value)
     raise PluginError(f"the wrapper `{wrappers[-1].function.__qualname__}` yields more than once")
 
 
@@ -240,6 +286,49 @@ def _replaced(stage: str, layer: Layer, callback: Callable[..., Any], arguments:
             expected="None, or a mapping with new values for: " + ", ".join(sorted(set(arguments) - {"run"})),
         )
     return {**arguments, **changed}
+
+
+def fits(stage: str, result: Any) -> bool:
+    """Whether `result` is of the kind that a stage of the kind "first" promises; classes go by name, not by import."""
+    wanted = RETURNS.get(stage)
+    if callable(wanted):
+        return bool(wanted(result))
+    return wanted is None or any(cls.__name__ in wanted for cls in type(result).__mro__)
+
+
+def _is_loss(result: Any) -> bool:
+    return isinstance(result, Loss) or getattr(result, "ndim", None) == 0  # a scalar: the mean over samples
+
+
+def _said(result: Any) -> str:
+    """A result in a few words: its class, and the shape of a tensor or the keys of a mapping."""
+    if hasattr(result, "shape"):
+        return f"{type(result).__name__} {list(result.shape)}"
+    keys = f" with the keys {list(result)[:5]}" if isinstance(result, Mapping) else ""
+    return f"{type(result).__name__}{keys}"
+
+
+RETURNS: Mapping[str, tuple[str, ...] | Callable[[Any], bool]] = {
+    "create_tokenizer": callable,
+    "load": ("Dataset",),
+    "split": lambda result: isinstance(result, Mapping) and {"train", "eval"} <= set(result),
+    "process": ("Dataset",),
+    "create_dataloader": lambda result: hasattr(result, "__iter__"),
+    "create_config": ("PretrainedConfig", "PreTrainedConfig"),
+    "create_model": ("Module",),
+    "create_optimizer": ("Optimizer",),
+    "create_scheduler": lambda result: hasattr(result, "get_last_lr") and hasattr(result, "step"),
+    "create_engine": callable,
+    "count": lambda result: isinstance(result, Mapping),
+    "forward": ("Tensor",),
+    "token_logprobs": ("Tensor",),
+    "sequence_sum": ("Tensor",),
+    "step": ("StepResult",),
+    "loss": _is_loss,
+    "evaluate": lambda result: isinstance(result, Mapping),
+    "checkpoint": lambda result: isinstance(result, PathLike),
+}
+"""What the result of a stage is told by: the name of its class or of a base of it, or a test."""
 
 
 def _promise(stage: str) -> str:
@@ -293,11 +382,12 @@ def _check_implementation(layer: Layer, name: str, function: Any, options: Mappi
             layer, function, f"stage `{name}` has no argument `{unknown[0]}`",
             expected="some of " + ", ".join(offered),
         )  # fmt: skip
-    if options.get("tryfirst") or options.get("trylast"):
-        raise _complaint(
-            layer, function, f"`{name}` asks for tryfirst or trylast",
-            expected="the order of the layers alone to decide", fix="use `@ptrain.hookimpl(wrapper=True)`",
-        )  # fmt: skip
+    for option in ("tryfirst", "trylast", "hookwrapper"):
+        if options.get(option):
+            raise _complaint(
+                layer, function, f"`{name}` asks for {option}",
+                expected="the order of the layers alone to decide", fix="use `@ptrain.hookimpl(wrapper=True)`",
+            )  # fmt: skip
     if name not in ALL and not _can_return(function):
         raise _complaint(
             layer, function, f"`{name}` can never return a value",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,18 @@ class Run:
         from ptrain import engine
 
         return engine.any_worker(flag and self.rank == 0, self.device)
+
+    @contextlib.contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Within it, the model computes what it would without its adapter (`model.peft_config`).
+
+        Raises:
+            ModelError: it has none.
+        """
+        from ptrain.model.adapters import switched_off
+
+        with switched_off(self.model):
+            yield
 
     @property
     def steps_per_epoch(self) -> int:

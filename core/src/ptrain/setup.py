@@ -85,10 +85,13 @@ def create_model(run: Run) -> None:
 
 def describe(run: Run) -> None:
     """Print what will happen, and what was chosen where the recipe leaves it open."""
-    recipe, parameters = run.recipe, sum(getattr(p, "ds_numel", p.numel()) for p in run.model.parameters())
+    recipe = run.recipe
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in run.model.parameters()]
+    whole, trained = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+    share = "" if trained == whole else f", of which {trained:,} are trained"
     batch = recipe.micro_batch_size * run.accumulation * run.data_world
     run.say(
-        f"{recipe.type}: {parameters / 1e6:.1f}M parameters, {len(run.train_data):,} training samples, "
+        f"{recipe.type}: {whole / 1e6:.1f}M parameters{share}, {len(run.train_data):,} training samples, "
         f"{len(run.eval_data):,} for evaluation; {run.total_steps:,} optimizer steps of {batch} samples "
         f"({recipe.micro_batch_size} x {run.accumulation} x {run.data_world} workers), ZeRO {run.engine.stage}, "
         f"{recipe.model.dtype} on {run.device.type}"

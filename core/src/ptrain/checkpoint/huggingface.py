@@ -17,6 +17,7 @@ from pydantic import Field
 
 from ptrain.errors import CheckpointError, PtrainError
 from ptrain.launch import guard
+from ptrain.model import adapters
 from ptrain.parts import Checkpoint
 from ptrain.recipe.sections import CheckpointConfig
 
@@ -53,16 +54,22 @@ class HuggingFaceCheckpoint(Checkpoint):
     def save(self, run: Run, path: Path) -> None:
         """Gather the weights parameter by parameter; rank 0 writes them, in the dtype of training.
 
+        Of a model with an adapter only that is written.
+
         Raises:
             CheckpointError: a weight is empty or not finite.
         """
         self._logits = probe_logits(run) if self.config.verify else None
-        weights = gathered(run)
+        adapted = adapters.adapter_of(run.model) is not None
+        weights = gathered(run, trained_only=adapted)
         if run.rank != 0:
             return
         check_weights(weights)
         with _for_others(run) as model:
-            model.save_pretrained(path, state_dict=weights, max_shard_size=self.config.max_shard_size)
+            if adapted:
+                adapters.save(model, path, weights)
+            else:
+                model.save_pretrained(path, state_dict=weights, max_shard_size=self.config.max_shard_size)
         run.tokenizer.save_pretrained(path)
         (path / "README.md").write_text(model_card(run), encoding="utf-8")
 
@@ -130,7 +137,10 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         asked, out = Path(folder, "asked.json"), Path(folder, "logits.safetensors")
         conversation = ASKED if run.tokenizer.chat_template else None
-        question = {"ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation}
+        question = {
+            "ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation,
+            "dtype": str(run.model.dtype).removeprefix("torch."),
+        }  # fmt: skip
         asked.write_text(json.dumps(question), encoding="utf-8")
         command = guard.guarded([sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)])
         # A session of its own: Ctrl-C asks this run to stop, and must not break what it saves meanwhile.
@@ -141,12 +151,18 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
         return load_file(out)
 
 
-def gathered(run: Run) -> dict[str, torch.Tensor]:
-    """The whole state dict on rank 0's CPU, one parameter at a time; tied weights once. Empty elsewhere."""
+def gathered(run: Run, trained_only: bool = False) -> dict[str, torch.Tensor]:
+    """The whole state dict on rank 0's CPU, one parameter at a time; tied weights once. Empty elsewhere.
+
+    Args:
+        trained_only: leave out the parameters that are not trained.
+    """
     from ptrain import engine_state
 
     found: dict[str, torch.Tensor] = {}
     for name, parameter in run.model.named_parameters():
+        if trained_only and not parameter.requires_grad:
+            continue
         weight = engine_state.whole(parameter)
         if run.rank == 0:
             found[name] = _copied(weight)
@@ -237,9 +253,13 @@ def model_card(run: Run) -> str:
 
     recipe = run.recipe
     base = recipe.model.name_or_path
-    head = ["---", "library_name: transformers", "tags: [ptrain]"]
+    adapter = adapters.adapter_of(run.model)
+    head = ["---", f"library_name: {'transformers' if adapter is None else 'peft'}", "tags: [ptrain]"]
     head += [f"base_model: {base}"] if base and not Path(base).exists() else []
     made = f"fine-tuned from `{Path(base).name or base}`" if base else "trained from random weights"
+    if adapter is not None:
+        config: Any = adapter.peft_config["default"]
+        made = f"an adapter ({config.peft_type.value}) for `{Path(base).name or base}`"
     lines = [
         *head,
         "---",

@@ -15,23 +15,18 @@ def main(folder: str, asked: str, out: str) -> None:
     Args:
         folder: the export.
         asked: a JSON file with `ids`, the token ids, `trust_remote_code`, and `conversation`: messages of which the
-            tokenizer makes a prompt (its ids are written as `prompt`), or null.
+            tokenizer makes a prompt (its ids are written as `prompt`), or null; `dtype`, that of training.
     """
     import torch
     from jinja2 import TemplateError
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     question = json.loads(Path(asked).read_text(encoding="utf-8"))
     trusted = question["trust_remote_code"]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted, output_loading_info=True
-    )
-    model, report = loaded
-    if report["missing_keys"] or report["mismatched_keys"]:
-        # transformers would fill them with random numbers.
-        raise SystemExit(f"weights are missing: {sorted(map(str, report['missing_keys']))[:3]}")
+    adapted = Path(folder, "adapter_config.json").is_file()
+    model = _adapted(folder, trusted, question["dtype"]) if adapted else _model(folder, trusted)
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([question["ids"]]), use_cache=False).logits[0]
     found = {"logits": logits.contiguous()}
@@ -41,6 +36,32 @@ def main(folder: str, asked: str, out: str) -> None:
             made = tokenizer.apply_chat_template(question["conversation"], add_generation_prompt=True, return_dict=True)
             found["prompt"] = torch.tensor(made["input_ids"])
     save_file(found, out)
+
+
+def _model(folder: str, trusted: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"] or report["mismatched_keys"]:
+        # transformers would fill them with random numbers.
+        raise SystemExit(f"weights are missing: {sorted(map(str, report['missing_keys']))[:3]}")
+    return model
+
+
+def _adapted(folder: str, trusted: bool, dtype: str) -> Any:
+    """The model that an adapter belongs to, in the dtype that it was trained with, and the adapter in it."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config: Any = PeftConfig.from_pretrained(folder)
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        config.base_model_name_or_path, revision=config.revision, dtype=dtype, use_safetensors=True,
+        trust_remote_code=trusted,
+    )  # fmt: skip
+    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,16 @@ def saved_state(path: Path) -> dict[str, Any]:
 
 
 def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
+    check_model(run, path, state)
+    if state["rows"] != len(run.train_data):
+        raise CheckpointError(
+            f"`{path}` was made with {state['rows']} training samples, and there are {len(run.train_data)} now",
+            fix="resume with the same data, or begin a new run from the exported model",
+        )
+
+
+def check_model(run: Run, path: Path, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where `run.model` is not the one that `path` was made with; every worker must ask."""
     from ptrain import engine_state
 
     refuse_other_model(path, state["parameters"], engine_state.shapes(run.model))
@@ -134,11 +144,6 @@ def _check(run: Run, path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"the frozen weight `{name}` is not the one that `{path}` was made with",
             fix="resume with the model of that run (`model.revision` pins one on the hub)",
-        )
-    if state["rows"] != len(run.train_data):
-        raise CheckpointError(
-            f"`{path}` was made with {state['rows']} training samples, and there are {len(run.train_data)} now",
-            fix="resume with the same data, or begin a new run from the exported model",
         )
 
 

@@ -91,9 +91,11 @@ def _explained(root: Path, name: str, staged: Path, rank: int) -> Iterator[None]
 def _disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind it; safetensors says so in words alone, and plugins' errors are wrapped."""
     words = [os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)]
-    while error is not None:
+    seen = []  # code may raise an error from itself
+    while error is not None and error not in seen:
         if any(word in str(error) for word in words):
             return True
+        seen.append(error)
         error = error.__cause__
     return False
 

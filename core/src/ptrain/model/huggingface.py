@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import model_validator
+
+from ptrain.data.sources.base import content_hashes
 from ptrain.errors import ModelError
 from ptrain.hub import explained, said
 from ptrain.parts import Model
@@ -39,8 +45,20 @@ class HuggingFaceModel(Model):
         """The commit, branch or tag on the hub."""
         trust_remote_code: bool = False
         """Run Python code that comes with the model; needs `revision` to be a commit."""
+        peft_config: dict[str, Any] = {}
+        """Train an adapter instead of the model's own weights, and save that alone: keys of the library peft, such as
+        `{peft_type: LORA, r: 16, target_modules: all-linear}`. `peft_type` is LORA where it is left out."""
         save_name: str | None = None
         """The name that the model card of the result carries."""
+
+        @model_validator(mode="after")
+        def _adapts_something(self) -> Any:
+            if self.peft_config and self.config:
+                raise ValueError(
+                    "`peft_config` adapts a model that can be loaded again: give `name_or_path`, not `config`, whose "
+                    "weights are drawn at random"
+                )
+            return self
 
     def create_config(self, run: Run) -> PretrainedConfig:
         """The model's configuration, with `hf_config_kwargs` applied.
@@ -72,9 +90,57 @@ class HuggingFaceModel(Model):
             model = AutoModelForCausalLM.from_config(_copy(config), attn_implementation=attention, dtype=self._dtype())
         else:
             model = self._pretrained(run, config, attention)
+        self.adapt(model)
         if _checkpoints_activations(self.config.disable_activation_checkpoint, run.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
+
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Give `model` the adapter that the recipe describes, or the one that it names, if any.
+
+        Raises:
+            ModelError: there is no such adapter, or it doesn't fit.
+        """
+        from ptrain.engine import quiet
+        from ptrain.model import adapters
+
+        name, revision, folder = self._base
+        if folder is None and not self.config.peft_config:
+            return
+        if importlib.util.find_spec("peft") is None:
+            raise ModelError("adapters need the package peft, which is not installed", fix="pip install peft")
+        quiet()  # peft imports DeepSpeed
+        if folder is None:
+            adapters.attach(model, self.config.peft_config, name, revision)
+        elif self.config.peft_config:
+            raise ModelError(
+                f"`{self.config.name_or_path}` is an adapter, and `model.peft_config` asks for another one",
+                fix="leave `peft_config` out to train the adapter further, or name the model that it belongs to",
+            )
+        else:
+            adapters.load(model, folder)
+
+    def fingerprint(self, run: Run) -> Any:
+        """Of the files of a folder, by content; of the commit on the hub; or of what weights are drawn from."""
+        keys = self.config.model_dump(mode="json", exclude={"attn_implementation", "disable_activation_checkpoint"})
+        name, _, folder = self._base
+        # An adapter, too, may draw what it begins with.
+        drawn = None if name and not self.config.peft_config else run.recipe.seed
+        here = [str(path) for path in (folder, name) if path and Path(path).is_dir()]
+        if self.config.name_or_path in here:
+            keys["name_or_path"] = ""
+        files = [sorted(p for kind in ("*.safetensors", "*.json") for p in Path(one).glob(kind)) for one in here]
+        return [keys, getattr(run.hf_config, "_commit_hash", None), drawn, [content_hashes(one) for one in files]]
+
+    @functools.cached_property
+    def _base(self) -> tuple[str, str | None, Path | None]:
+        """The name and the revision of the model, and the folder of the adapter where `name_or_path` names one."""
+        from ptrain.model.adapters import base_of, folder_of
+
+        name, revision = self.config.name_or_path, self.config.revision
+        with explained("model", name):
+            folder = folder_of(name, revision)
+        return (*base_of(folder), folder) if folder is not None else (name, revision, None)
 
     def _random(self, config: PretrainedConfig) -> bool:
         layers = self.config.hf_config_kwargs.get("num_hidden_layers")
@@ -111,13 +177,13 @@ class HuggingFaceModel(Model):
     def _from_name(self) -> PretrainedConfig:
         from transformers import AutoConfig
 
-        name = self.config.name_or_path
-        if not name:
+        if not self.config.name_or_path:
             raise ModelError(
                 "the recipe names no model", fix="give `model.name_or_path`, or `model.config` for random weights"
             )
+        name, revision, _ = self._base
         with explained("model", name):
-            return AutoConfig.from_pretrained(name, revision=self.config.revision, trust_remote_code=self._trusted())
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=self._trusted())
 
     def _pretrained(self, run: Run, config: PretrainedConfig, attention: str) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
@@ -130,11 +196,11 @@ class HuggingFaceModel(Model):
             from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
             self._shards = HfDeepSpeedConfig(block)
-        name = self.config.name_or_path
+        name, revision, _ = self._base
         with explained("model", name):
             return AutoModelForCausalLM.from_pretrained(
                 name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(),
-                revision=self.config.revision, trust_remote_code=self._trusted(), use_safetensors=True,
+                revision=revision, trust_remote_code=self._trusted(), use_safetensors=True,
             )  # fmt: skip
 
     def _trusted(self) -> bool:

@@ -88,7 +88,6 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
     "model": {
         "num_key_value_layers": _SWIFTKV,
         "key_value_group_size": _SWIFTKV,
-        "peft_config": Elsewhere("adapters are not there yet: all weights are trained", "leave it out"),
         "moba_chunk_size": _MOBA_KEY,
         "moba_topk": _MOBA_KEY,
         **dict.fromkeys(_SPEC_KEYS, _SPEC),

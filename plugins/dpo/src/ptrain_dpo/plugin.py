@@ -39,9 +39,10 @@ class DPO(ptrain.Trainer):
         """`sigmoid` (DPO) or `ipo`."""
         length_normalised: bool | None = None
         """Use the mean log-probability of an answer's tokens instead of the sum; by default for `ipo` alone."""
-        reference: Literal["cached", "online", "none"] = "cached"
+        reference: Literal["cached", "online", "adapter_off", "none"] = "cached"
         """Where the reference's log-probabilities come from: computed once before training and kept, so that no second
-        model is in memory; from a second model at every step; or none, for losses that need no reference."""
+        model is in memory; from a second model at every step; from the model itself without its adapter, at every
+        step; or none, for losses that need no reference."""
         ref_model: dict[str, Any] = {}
         """The reference: it is the model that training begins with, which may be repeated here."""
 
@@ -73,6 +74,9 @@ class DPO(ptrain.Trainer):
             known = ", ".join(f"`{name}`" for name in self.loss_types)
             message = f"there is no `loss_type` `{self.config.loss_type}`"
             found.append(ptrain.Problem(message, where(("loss_type",)), f"one of {known}"))
+        if self.config.reference == "adapter_off" and not getattr(run.recipe.model, "peft_config", None):
+            message = "`reference` is `adapter_off`, and `model.peft_config` gives the model no adapter"
+            found.append(ptrain.Problem(message, where(("reference",)), fix="write `reference: cached`"))
         name = self.config.ref_model.get("name_or_path", run.recipe.model.name_or_path)
         if name != run.recipe.model.name_or_path:
             message = f"`ref_model` is `{name}`, but the reference is the model that training begins with"

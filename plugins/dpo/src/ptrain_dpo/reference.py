@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ptrain import CheckpointError
+from ptrain import CheckpointError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,49 @@ class Online:
         return self._run.engine(lambda: self._score(self._run, batch))
 
 
+class AdapterOff:
+    """The model itself without its adapter, asked at every step: a new adapter begins with changing nothing."""
+
+    def __init__(self, run: Run, score: Score) -> None:
+        self._score = score
+        if run.progress.step:
+            return
+        batch = next(iter(run.call("create_dataloader", split="eval", dataset=run.train_data)), None)
+        if batch is not None:
+            self._check(run, batch)
+
+    def _check(self, run: Run, batch: Batch) -> None:
+        import torch
+
+        from ptrain.stages import to_device
+
+        batch = to_device(batch, run.device)
+        run.engine.train(False)
+        with torch.no_grad():
+            off, on = self(run, batch), run.engine(lambda: self._score(run, batch))
+        run.engine.train(True)
+        if not torch.allclose(off, on, rtol=1e-4, atol=1e-4):
+            raise ModelError(
+                "the adapter changes the model before its first step, so that without it the model is not the one that "
+                "training begins with",
+                fix="write `reference: cached`",
+            )
+
+    def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
+        """Those of the rows of a batch, fp32 [rows, 2]."""
+        import torch
+
+        from ptrain.stages import to_device
+
+        batch, mode = to_device(batch, run.device), run.model.training
+        run.engine.train(False)  # a reference has no dropout
+        try:
+            with torch.no_grad(), run.adapter_off():
+                return run.engine(lambda: self._score(run, batch))
+        finally:
+            run.engine.train(mode)
+
+
 class Absent:
     """No reference: every log-probability is 0."""
 
@@ -114,7 +157,7 @@ class Referenced:
         return getattr(self._loader, name)
 
 
-REFERENCES = {"cached": Cached, "online": Online, "none": Absent}
+REFERENCES = {"cached": Cached, "online": Online, "adapter_off": AdapterOff, "none": Absent}
 """By what the key `reference` says."""
 
 
@@ -173,25 +216,13 @@ def _key(run: Run) -> str:
     """Of everything that the log-probabilities depend on: weights, rows, precision, code, whether they are means."""
     code = run.loaded.user_code
     content = [
-        _model(run), *(_rows(rows) for rows in _splits(run).values()),
+        run.parts.model.fingerprint(run), *(_rows(rows) for rows in _splits(run).values()),
         # Any layer may change the model, or how it is asked.
         run.layer_versions(), code.sha256 if code is not None else "",
         {name: section.model_dump(mode="json") for name, section in run.recipe.plugins.items()},
         run.config.model_dump(include={"length_normalised", "loss_type"}),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _model(run: Run) -> Any:
-    """The weights that training begins with: by the files of a folder, by commit, or by what they are drawn from."""
-    from ptrain.data.sources.base import content_hashes
-
-    keys = run.recipe.model.model_dump(mode="json", exclude={"attn_implementation", "disable_activation_checkpoint"})
-    folder = Path(run.recipe.model.name_or_path)
-    if run.recipe.model.name_or_path and folder.is_dir():
-        files = sorted(path for kind in ("*.safetensors", "*.json") for path in folder.glob(kind))
-        return [{**keys, "name_or_path": ""}, content_hashes(files)]
-    return [keys, getattr(run.hf_config, "_commit_hash", None), run.recipe.seed]
 
 
 def _rows(rows: Dataset) -> str:

@@ -1,0 +1,180 @@
+"""`ptrain export`: a model that others can load, out of what a run has saved; adapters are merged where asked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ptrain import checks, saving
+from ptrain.directory import SPEC, newest_run
+from ptrain.errors import CheckpointError, RecipeError
+from ptrain.recipe.load import load_recipe
+from ptrain.run import Run
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+MERGED = 1e-4
+"""How far the logits may be from those with the adapter beside the weights, in fp32, as a share of the largest."""
+
+
+class Asked:
+    """In the place of an engine, where a model is asked in one process and not trained."""
+
+    stage = 0
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of `work`."""
+        return work()
+
+
+def export(directory: Path, to: Path | None = None, *, merge: bool = False, code: Path | None = None) -> Path:
+    """Write the model of a run's newest checkpoint for others, and return its folder. One process, on the CPU.
+
+    Args:
+        directory: of the run, or of all runs of a recipe, of which it is the newest.
+        to: the folder to make; by default `exported` or `merged` in the run directory.
+        merge: put the adapter into the weights, which gives one model that needs no peft.
+        code: the code of your own that the run had.
+
+    Raises:
+        RecipeError: there is no such run, or `to` is not empty.
+        CheckpointError: the run has saved nothing to export, or what is written would not load again.
+    """
+    run = _open(directory, code)
+    target = (to or run.dir / ("merged" if merge else "exported")).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RecipeError(f"`{target}` is there already, and not empty", fix="give another folder with `--to`")
+    _restore(run, merge)
+    if merge:
+        run.model = merged(run)
+    return _write(run, target)
+
+
+def _open(directory: Path, code: Path | None) -> Run:
+    """The run in a directory, with its model as it was before the first step."""
+    import torch
+
+    from ptrain import setup
+    from ptrain.data.cache import prepare
+    from ptrain.engine import quiet
+
+    found = directory if (directory / SPEC).is_file() else newest_run(directory)
+    if found is None:
+        raise RecipeError(f"there is no run in `{directory}`", expected="a run directory, with a `run.json` in it")
+    content = json.loads((found / SPEC).read_text(encoding="utf-8"))
+    if content["code"] and code is None:
+        raise RecipeError(
+            f"the run had the code `{content['code']}`", fix=f"read it, and add `--code {content['code']}`"
+        )
+    # How it was dealt out to workers is no matter here.
+    recipe = {key: value for key, value in content["recipe"].items() if key not in ("deepspeed", "code")}
+    quiet()
+    run = Run(load_recipe(recipe, code=code), found.absolute())
+    run.device = torch.device("cpu")
+    checks.check_paths(run)
+    prepare(run)
+    setup.create_model(run)
+    run.engine = Asked()  # type: ignore[assignment]
+    return run
+
+
+def _restore(run: Run, merge: bool) -> None:
+    """Give the model the weights of the newest checkpoint, or to be merged those of the newest export."""
+    from ptrain.model import adapters
+
+    adapted = adapters.adapter_of(run.model) is not None
+    if merge and not adapted:
+        raise RecipeError(f"the model of `{run.dir}` has no adapter to merge", fix="leave `--merge` out")
+    point, exported = saving.resume_point(run), saving.newest_export(run)
+    exported = exported.resolve() if exported is not None else None
+    if exported is not None and (point is None or point.name <= exported.name):
+        if not merge:
+            raise CheckpointError(f"the run has exported its newest checkpoint itself: `{exported}`", fix="use that")
+        adapters.restore(run.model, exported)
+        run.progress.step = int(exported.name.rpartition("-")[2])
+    elif point is None:
+        raise CheckpointError(
+            f"the run in `{run.dir}` has saved no checkpoint",
+            fix="go on with it (`--resume`), and give it a `checkpoint` that is due",
+        )
+    else:
+        _read(run, point)
+
+
+def _read(run: Run, path: Path) -> None:
+    """Copy the weights of a checkpoint that training can be resumed from."""
+    import torch
+
+    from ptrain import engine_state
+    from ptrain.checkpoint.resumable import Reader, check_model, saved_state
+    from ptrain.results import Progress
+
+    state, reader = saved_state(path), Reader(path)
+    check_model(run, path, state)
+    run.progress = Progress(**state["progress"])
+    with torch.no_grad():
+        for name, value in [*engine_state.trainable(run.model), *engine_state.buffers(run.model)]:
+            value.copy_(reader.read(name, engine_state.WEIGHT))
+
+
+def merged(run: Run) -> Any:
+    """The model of the run with its adapter in its weights: added in fp32, rounded once.
+
+    Raises:
+        CheckpointError: it would compute something else.
+    """
+
+    from ptrain.model import adapters
+
+    dtype = run.model.dtype
+    expected = _logits(run, run.model.float().eval())
+    found: Any = adapters.merge(run.model)
+    difference = (_logits(run, found) - expected).abs().max() / expected.abs().max()
+    if not difference <= MERGED:
+        raise CheckpointError(
+            f"the merged model gives other logits: they differ by {difference.item():.2g} of the largest",
+            expected=f"at most {MERGED:g}", fix="use the adapter without merging it",
+        )  # fmt: skip
+    return found.to(dtype)
+
+
+def _logits(run: Run, model: Any) -> torch.Tensor:
+    import torch
+
+    from ptrain.checkpoint.huggingface import probe_ids
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([probe_ids(run)]), use_cache=False).logits[0]
+
+
+def _write(run: Run, target: Path) -> Path:
+    """Write aside, load it again in a fresh process, then rename."""
+    from ptrain.checkpoint.huggingface import HuggingFaceCheckpoint
+
+    own = [part for part in saving.active(run) if isinstance(part, HuggingFaceCheckpoint)]
+    part = copy.copy(own[0]) if own else HuggingFaceCheckpoint(HuggingFaceCheckpoint.Config(type="huggingface"))
+    run.model.eval()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise RecipeError(
+            f"`{target.parent}` can't be written: {error.strerror}", fix="give another with `--to`"
+        ) from None
+    try:
+        part.save(run, staged)
+        part.verify(run, staged)
+        staged.chmod(0o755)
+        staged.replace(target)
+    except OSError as error:
+        raise CheckpointError(f"the model could not be written to `{target}`: {error}") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return target
