@@ -1,0 +1,182 @@
+"""`Study`: what the checks look at, a plugin and its real runs; each is made when a check first needs it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.errors import PluginError, PtrainError
+from ptrain.testing import runs
+from ptrain.testing.finished import Finished
+from ptrain.testing.recipes import EXPORT, KNOWN, Material, merged
+from ptrain.testing.rows import SHAPES
+from ptrain.testing.workers import WorkerFailed
+
+if TYPE_CHECKING:
+    from ptrain.catalog import Offer
+    from ptrain.recipe.load import Loaded
+
+Changes = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None
+STEPS, CUT = 6, 3
+"""Optimizer steps of a run, and of one that is cut off: within the second epoch, and within the first."""
+BASE: dict[str, Any] = {
+    "data": {"train_eval_split": [0.8, 0.2]},
+    "train_iters": STEPS,
+    "eval_interval": 2,
+    "scheduler": {},
+}
+"""What every run of a study has."""
+TRAINER = "sft"
+"""With this trainer everything is tried that is no trainer."""
+
+
+class Study:
+    """A plugin that is checked.
+
+    Attributes:
+        kind, name: of the plugin.
+        folder: for data and runs.
+    """
+
+    def __init__(self, kind: str, name: str, changes: Changes, folder: Path, model: Path) -> None:
+        self.kind, self.name, self.folder = kind, name, folder
+        self._changes = changes(folder) if callable(changes) else changes or {}
+        self.material = Material(folder, model)
+        self._runs: dict[str, Finished | PtrainError] = {}
+
+    @functools.cached_property
+    def offer(self) -> Offer:
+        """The offer that the name stands for.
+
+        Raises:
+            PluginError: there is none.
+        """
+        from ptrain.catalog import Catalog
+
+        return Catalog.installed().find(self.kind, self.name)
+
+    @functools.cached_property
+    def cls(self) -> Any:
+        """Its class.
+
+        Raises:
+            PluginError: it can't be imported.
+        """
+        from ptrain.catalog import Catalog
+
+        return Catalog.installed().load(self.offer)
+
+    @property
+    def who(self) -> str:
+        """How messages call it."""
+        return f"{self.kind} `{self.offer.name}` ({self.offer.distribution} {self.offer.version})"
+
+    def wrong(self, message: str, expected: str | None = None, fix: str | None = None) -> PluginError:
+        """The error of a check that fails."""
+        return PluginError(f"{self.who}: {message}", expected=expected, fix=fix)
+
+    # Recipes
+
+    @functools.cached_property
+    def recipe(self) -> dict[str, Any]:
+        """A tiny recipe with the plugin in it."""
+        changes = merged(self._section(), self._changes)
+        if self.kind != "trainer" or "sources" in changes.get("data", {}):
+            return self._with_rows(None, changes)
+        return self._with_rows(self._shape(changes), changes)
+
+    def _with_rows(self, shape: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        trainer = self.name if self.kind == "trainer" else str(changes.get("type", TRAINER))
+        return self.material.recipe(trainer, shape, **merged(BASE, {k: v for k, v in changes.items() if k != "type"}))
+
+    def _section(self) -> dict[str, Any]:
+        """The part of a recipe that names the plugin."""
+        entry = {"type": self.name}
+        if self.kind == "source" and "path" in self.cls.Config.model_fields:
+            entry["path"] = str(self.material.data())
+        return {
+            "trainer": {},
+            "plugin": {"plugins": {self.name: {}}},
+            "source": {"data": {"sources": [entry]}},
+            "checkpoint": {"checkpoint": [entry, EXPORT]},
+            "tracker": {"trackers": [entry]},
+            "evaluator": {"evaluation": [entry]},
+        }.get(self.kind, {self.kind: entry})
+
+    def _shape(self, changes: Mapping[str, Any]) -> str:
+        """The first shape of rows that can be prepared for a trainer."""
+        shapes = [KNOWN[self.name]] if self.name in KNOWN else list(SHAPES)
+        refused = []
+        for shape in shapes:
+            try:
+                runs.prepare_rows(self._with_rows(shape, changes), self.folder / "rows")
+            except PtrainError as error:
+                refused.append(f"{shape}: {error.problems[0].message}")
+            else:
+                return shape
+        raise self.wrong(
+            "it can prepare none of the data that is made up here: " + "; ".join(refused),
+            expected="rows of one of the shapes " + ", ".join(shapes),
+            fix="give the check keys that it needs, and `data.sources`, as `recipe`",
+        )
+
+    @functools.cached_property
+    def loaded(self) -> Loaded:
+        """The recipe, validated, with the classes that it chose.
+
+        Raises:
+            PtrainError: it is wrong, or doesn't use the plugin.
+        """
+        from ptrain.recipe.load import load_recipe
+
+        found = load_recipe(self.recipe)
+        if self.offer not in found.origins.values():
+            raise self.wrong("the recipe of the check doesn't use it", fix="name it in `recipe`")
+        return found
+
+    # Runs
+
+    def run(self, name: str, *, workers: int = 1, code: Path | None = None, resume: bool = False,
+            **changes: Any) -> Finished:  # fmt: skip
+        """A run of the recipe with `changes`, in the folder `name`; made once.
+
+        Raises:
+            PtrainError: it fails, now or when it was made.
+        """
+        key = f"{name} (resumed)" if resume else name
+        if key not in self._runs:
+            recipe = self._placed(merged(self.recipe, changes), name)
+            try:
+                self._runs[key] = runs.run(recipe, self.folder / name, workers=workers, resume=resume, code=code)
+            except PtrainError as error:
+                self._runs[key] = error
+        found = self._runs[key]
+        if isinstance(found, PtrainError):
+            raise self._failed(found)
+        return found
+
+    def _placed(self, recipe: dict[str, Any], name: str) -> dict[str, Any]:
+        """With a folder of its own for the checkpoints that are checked: an export lies beside them."""
+        if self.kind != "checkpoint":
+            return recipe
+        first, *rest = recipe["checkpoint"]
+        own = {"save_end_of_training": True, "output_dir": str(self.folder / f"{name}-saved"), **first}
+        return {**recipe, "checkpoint": [own, *rest]}
+
+    def _failed(self, error: PtrainError) -> PluginError:
+        if isinstance(error, WorkerFailed):
+            return self.wrong(f"a worker fails: {error.problems[0].message}\n{error.output}", "training to go through")
+        return self.wrong(f"its run is refused: {error}", "a tiny recipe with it to run")
+
+    @property
+    def whole(self) -> Finished:
+        """The run that others are compared with: one worker, 4 rows at a time."""
+        return self.run("whole")
+
+    @property
+    def resumed(self) -> Finished:
+        """The same run, cut off and gone on with in another process."""
+        self.run("resumed", exit_iteration=CUT)
+        return self.run("resumed", resume=True)

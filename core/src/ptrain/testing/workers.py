@@ -1,0 +1,156 @@
+"""Real workers for tests: each is a process of its own, forked from one that has imported torch and DeepSpeed already.
+
+Importing them takes longer than a tiny run; so it happens once, and no process trains more than one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain.errors import PtrainError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+
+PRELOAD = [
+    "__main__", "ptrain.engine", "ptrain.job", "ptrain.loop", "ptrain.setup", "ptrain.checkpoint.huggingface",
+    "ptrain.checkpoint.resumable", "ptrain.model.huggingface", "transformers.models.llama.modeling_llama", "deepspeed",
+    "transformers.models.auto.modeling_auto", "datasets", "ptrain.testing.jobs",
+]  # fmt: skip
+"""What every worker needs. What `PRELOAD` lacks is imported by each worker."""
+QUIET = {
+    "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
+    "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Its other allocator has a thread, and a process is to be forked.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}  # fmt: skip
+"""The environment of workers: on CPU, one thread each, nothing compiled, no network."""
+TIMEOUT = 300.0
+
+
+class WorkerFailed(PtrainError):
+    """A worker ended with an error, or did not end.
+
+    Attributes:
+        output: what the worker that failed wrote, to the end.
+    """
+
+    def __init__(self, message: str, output: str) -> None:
+        super().__init__(message)
+        self.output = output
+
+
+def run_workers(
+    work: Callable[..., Any], *arguments: Any, log: Path, workers: int = 1, timeout: float = TIMEOUT
+) -> str:
+    """Call `work(*arguments)` in so many new processes, which form one group; return what rank 0 wrote.
+
+    Args:
+        work: a function of a module.
+        log: the file for what rank 0 writes; the other ranks' lie beside it.
+
+    Raises:
+        WorkerFailed: one of them did.
+    """
+    from ptrain.engine import free_port
+
+    context = multiprocessing.get_context("forkserver")
+    _start_server()
+    group = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    logs = [log.with_name(f"{log.name}.{rank}" if rank else log.name) for rank in range(workers)]
+    environment = {**{name: value for name, value in os.environ.items() if name not in QUIET}, **QUIET, **group}
+    processes = []
+    for rank, file in enumerate(logs):
+        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(context.Process(target=_in_worker, args=(own, file, work, arguments), daemon=True))
+        processes[-1].start()
+    _wait(processes, logs, timeout)
+    return log.read_text(encoding="utf-8")
+
+
+def _wait(processes: list[ForkServerProcess], logs: list[Path], timeout: float) -> None:
+    from multiprocessing.connection import wait
+
+    open_ones = dict(zip((process.sentinel for process in processes), zip(processes, logs, strict=True), strict=True))
+    try:
+        while open_ones:
+            ended = wait(list(open_ones), timeout)
+            if not ended:
+                raise WorkerFailed(f"a worker did not end within {timeout:.0f} s", _tail(logs[0]))
+            for sentinel in ended:
+                process, file = open_ones.pop(int(sentinel))  # type: ignore[arg-type]
+                process.join()
+                if process.exitcode:
+                    raise WorkerFailed(_last_error(file, process.exitcode), _tail(file))
+    finally:
+        # The others wait for one that is gone.
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+def _start_server() -> None:
+    """Start the process that others are forked from; it ends with this one."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with _environment({**os.environ, **QUIET}):
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _in_worker(environment: Mapping[str, str], log: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """What a new worker does: `work`, with everything that is written going to `log`."""
+    from ptrain.launch import guard
+
+    guard.die_with_parent()
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = 0
+    try:
+        work(*arguments)
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.write(f"\n{ERROR}{_described(error)}\n")
+        code = 1
+    sys.exit(code)
+
+
+ERROR = "failed with "
+"""What the last line of the output of a worker that failed begins with."""
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, PtrainError):
+        return f"{type(error).__name__}: {error}".replace("\n", ";")
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def _last_error(log: Path, code: int) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line for line in reversed(lines) if line.startswith(ERROR)), "")
+    return last.removeprefix(ERROR) or f"a worker ended with exit code {code}"
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-4000:]
