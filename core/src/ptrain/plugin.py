@@ -98,11 +98,30 @@ class Stack:
         return result
 
     def collect(self, stage: str, **arguments: Any) -> list[tuple[str, Any]]:
-        """`(layer name, result)` of each layer that implements the "all" stage `stage`, bottom-up."""
-        found = []
+        """`(layer name, result)` of each layer that implements the "all" stage `stage`, bottom-up.
+
+        Raises:
+            PluginError: one fails; names plugin, distribution, stage, file and line.
+        """
+        return [(impl.plugin_name.split(":", 1)[1], self._asked(stage, impl, arguments)) for impl in self._plain(stage)]
+
+    def tell(self, stage: str, layer: str, **arguments: Any) -> None:
+        """Call what one layer alone implements of the "all" stage `stage`.
+
+        Raises:
+            PluginError: it fails; names plugin, distribution, stage, file and line.
+        """
         for impl in self._plain(stage):
-            found.append((impl.plugin_name.split(":", 1)[1], impl.function(*_pick(impl, arguments))))
-        return found
+            if impl.plugin_name.split(":", 1)[1] == layer:
+                self._asked(stage, impl, arguments)
+
+    def _asked(self, stage: str, impl: Any, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return impl.function(*_pick(impl, arguments))
+        except PtrainError:
+            raise
+        except Exception as error:
+            raise self._blame(stage, error) from error
 
     def implementers(self, stage: str) -> list[str]:
         """Names of the layers that implement `stage`, bottom-up."""

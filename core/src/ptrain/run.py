@@ -188,10 +188,8 @@ class Run:
 
     def restore_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Give each layer its state back."""
-        for layer in self.stack.layers:
-            function = getattr(layer.plugin, "load_state", None)
-            if function is not None and layer.name in states:
-                function(run=self, state=states[layer.name])
+        for name, state in states.items():
+            self.stack.tell("load_state", name, run=self, state=state)
 
     def warn(self, message: str) -> None:
         """Tell the user, once a run, on rank 0."""

@@ -28,8 +28,7 @@ def contract(
     """
     import pytest
 
-    from ptrain.errors import PluginError
-    from ptrain.testing.checks import NotApplicable, applicable
+    from ptrain.testing.checks import FAILED, LEFT_OUT, applicable
     from ptrain.testing.study import Study
 
     checks = applicable(kind)
@@ -39,12 +38,11 @@ def contract(
     def test(check: Any, ptrain_material: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
         if not studies:
             studies.append(Study(kind, name, recipe, tmp_path_factory.mktemp(f"{kind}-{name}"), ptrain_material.model))
-        try:
-            check(studies[0])
-        except NotApplicable as reason:
-            pytest.skip(str(reason))
-        except PluginError as error:
-            pytest.fail(str(error), pytrace=False)
+        outcome = check.outcome(studies[0])
+        if outcome.state == FAILED:
+            pytest.fail(outcome.reason, pytrace=False)
+        if outcome.state == LEFT_OUT:
+            pytest.skip(outcome.reason)
 
     test.__doc__ = f"What is promised of the {kind} `{name}`."
     return test

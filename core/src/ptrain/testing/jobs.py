@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def train(spec: Path) -> None:
@@ -14,3 +17,12 @@ def train(spec: Path) -> None:
     from ptrain.job import work
 
     work(spec)
+
+
+def write_fingerprint(kind: str, name: str, config: Mapping[str, Any], file: Path) -> None:
+    """Write what a source with this section calls its rows."""
+    from ptrain.catalog import Catalog
+
+    catalog = Catalog.installed()
+    cls = catalog.load(catalog.find(kind, name))
+    file.write_text(json.dumps(cls(cls.Config.model_validate(config)).fingerprint()), encoding="utf-8")

@@ -11,7 +11,7 @@ from ptrain.testing.rows import SHAPES, write_rows
 
 KNOWN = {"sft": "conversations", "causal": "text", "dpo": "preferences"}
 """The shape of rows that a trainer takes, where it is known."""
-ROWS = 18
+ROWS = 17
 LONGEST = 256
 EXPORT = {"type": "huggingface", "save_end_of_training": True, "verify": False}
 

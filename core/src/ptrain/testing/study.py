@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +16,7 @@ from ptrain.testing import runs
 from ptrain.testing.finished import Finished
 from ptrain.testing.recipes import EXPORT, KNOWN, Material, merged
 from ptrain.testing.rows import SHAPES
-from ptrain.testing.workers import WorkerFailed
+from ptrain.testing.workers import WorkerFailed, run_workers
 
 if TYPE_CHECKING:
     from ptrain.catalog import Offer
@@ -24,6 +28,7 @@ STEPS, CUT = 6, 3
 BASE: dict[str, Any] = {
     "data": {"train_eval_split": [0.8, 0.2]},
     "train_iters": STEPS,
+    "eval_at_start": True,
     "eval_interval": 2,
     "scheduler": {},
 }
@@ -169,6 +174,57 @@ class Study:
         if isinstance(error, WorkerFailed):
             return self.wrong(f"a worker fails: {error.problems[0].message}\n{error.output}", "training to go through")
         return self.wrong(f"its run is refused: {error}", "a tiny recipe with it to run")
+
+    @functools.cached_property
+    def watched(self) -> dict[str, Any]:
+        """What was seen in a run that was prepared and trained in one process; see `ptrain.testing.watch`.
+
+        Raises:
+            PluginError: it fails.
+        """
+        from ptrain.testing.watch import FILE, watch
+
+        folder = self.folder / "watched"
+        return self._made(folder, FILE, watch, self._placed(self.recipe, "watched"))
+
+    @functools.cached_property
+    def faults(self) -> dict[str, Any]:
+        """What comes of it when the plugin's own code fails, by stage; see `ptrain.testing.faults`.
+
+        Raises:
+            PluginError: a run fails for another reason.
+        """
+        from ptrain.testing.faults import FILE, faults
+
+        return self._made(self.folder / "faults", FILE, faults, self.recipe)
+
+    def _made(self, folder: Path, file: str, work: Callable[..., None], recipe: Mapping[str, Any]) -> dict[str, Any]:
+        log = folder.with_name(f"{folder.name}.txt")
+        try:
+            run_workers(work, recipe, folder, self.kind, self.name, log=log)
+        except WorkerFailed as error:
+            raise self._failed(error) from None
+        return json.loads((folder / file).read_text(encoding="utf-8"))
+
+    @functools.cached_property
+    def fresh(self) -> dict[str, list[str]]:
+        """The modules that a new interpreter has: `found` after it has looked up what is installed, `loaded` after it
+        has imported the plugin too.
+
+        Raises:
+            PluginError: it can't be imported.
+        """
+        code = (
+            "import json, sys; from ptrain.catalog import Catalog; catalog = Catalog.installed();"
+            "found = sorted(sys.modules); catalog.load(catalog.find(*sys.argv[1:]));"
+            "print(json.dumps({'found': found, 'loaded': sorted(sys.modules)}))"
+        )
+        command = [sys.executable, "-c", code, self.kind, self.name]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise self.wrong(f"a new interpreter can't import it: {done.stderr.strip()}")
+        return json.loads(done.stdout.splitlines()[-1])
 
     @property
     def whole(self) -> Finished:

@@ -153,4 +153,4 @@ def _last_error(log: Path, code: int) -> str:
 
 
 def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:]

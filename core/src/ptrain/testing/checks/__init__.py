@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from ptrain.testing.checks import declared, trained
-from ptrain.testing.checks.check import Check, NotApplicable
+from ptrain.testing.checks import declared, parts, trained, watched
+from ptrain.testing.checks.check import FAILED, LEFT_OUT, OK, Check, Outcome
 
-__all__ = ["ALL", "Check", "NotApplicable", "applicable"]
+__all__ = ["ALL", "FAILED", "LEFT_OUT", "OK", "Check", "Outcome", "applicable"]
 
 LAYERS = ("trainer", "plugin")
+TRAINED = (*LAYERS, "model", "optimizer", "scheduler", "checkpoint")
 ALL = (
     Check("hooks", declared.hooks),
     Check("config", declared.config),
+    Check("discovery", watched.discovery),
+    Check("imports", watched.imports),
     Check("trains", trained.trains),
+    Check("fields", watched.fields),
     Check("batch", trained.batch, (*LAYERS, "model")),
-    Check("resume", trained.resume, (*LAYERS, "model", "optimizer", "scheduler", "checkpoint")),
+    Check("resume", trained.resume, TRAINED),
+    Check("preparation", watched.preparation, LAYERS),
+    Check("stages", watched.stages, LAYERS),
+    Check("shards", watched.shards, ("trainer",)),
+    Check("errors", watched.errors, LAYERS),
+    Check("source", parts.source, ("source",)),
+    Check("tokenizer", parts.tokenizer, ("tokenizer",)),
+    Check("parameters", parts.parameters, ("optimizer",)),
+    Check("rates", parts.rates, ("scheduler",)),
+    Check("files", parts.files, ("checkpoint",)),
+    Check("records", parts.records, ("tracker",)),
+    Check("merges", parts.merges, ("evaluator",)),
 )
 """Every check."""
 

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptrain.errors import PtrainError
+
 if TYPE_CHECKING:
     from ptrain.testing.study import Study
+
+
+OK, FAILED, LEFT_OUT = "ok", "failed", "not applicable"
 
 
 class NotApplicable(Exception):
@@ -20,7 +25,8 @@ class Check:
 
     Attributes:
         name: what it is called.
-        look: takes a study; raises PluginError where the promise is broken.
+        look: takes a study; raises PluginError where the promise is broken, `NotApplicable` where there is nothing to
+            look at.
         kinds: of plugins that make it; empty for all.
     """
 
@@ -28,11 +34,27 @@ class Check:
     look: Callable[[Study], None]
     kinds: tuple[str, ...] = ()
 
-    def __call__(self, study: Study) -> None:
-        """Make the check.
+    def outcome(self, study: Study) -> Outcome:
+        """Make the check, and say what came of it."""
+        try:
+            self.look(study)
+        except NotApplicable as reason:
+            return Outcome(self.name, LEFT_OUT, str(reason))
+        except PtrainError as error:
+            return Outcome(self.name, FAILED, str(error))
+        return Outcome(self.name, OK)
 
-        Raises:
-            PluginError: the promise is broken; with the plugin's name and distribution, what was found and expected.
-            NotApplicable: there is nothing to look at.
-        """
-        self.look(study)
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a check.
+
+    Attributes:
+        check: its name.
+        state: `OK`, `FAILED` or `LEFT_OUT`.
+        reason: what is wrong, with the plugin, its distribution, and what was expected; or why nothing was looked at.
+    """
+
+    check: str
+    state: str
+    reason: str = ""

@@ -39,12 +39,12 @@ def batch(study: Study) -> None:
     What is divided within a micro-batch weighs its tokens by what happens to lie beside them; nobody sees it, and runs
     on another number of GPUs can't be compared. Core divides once, by what `count` says of the whole step.
     """
-    expected = _whole(study)
+    expected = whole(study)
     for name, (micro, accumulation, workers) in CUTS.items():
         found = study.run(
             name.replace(" ", "-"), workers=workers, micro_batch_size=micro, gradient_accumulation_steps=accumulation
         )
-        _compare(study, found, expected, f"with {name} (micro_batch_size x gradient_accumulation_steps)", TOLERANCE)
+        compare(study, found, expected, f"with {name} (micro_batch_size x gradient_accumulation_steps)", TOLERANCE)
 
 
 def resume(study: Study) -> None:
@@ -55,10 +55,10 @@ def resume(study: Study) -> None:
     """
     if study.kind == "checkpoint" and not study.cls.resumable:
         raise NotApplicable("training is not resumed from it")
-    _compare(study, study.resumed, _whole(study), "after a resume", 0.0)
+    compare(study, study.resumed, whole(study), "after a resume", 0.0)
 
 
-def _whole(study: Study) -> Finished:
+def whole(study: Study) -> Finished:
     """The run that is compared with; where it fails, `trains` says so."""
     from ptrain.errors import PtrainError
 
@@ -68,7 +68,7 @@ def _whole(study: Study) -> Finished:
         raise NotApplicable("the check `trains` fails") from None
 
 
-def _compare(study: Study, found: Finished, expected: Finished, when: str, tolerance: float) -> None:
+def compare(study: Study, found: Finished, expected: Finished, when: str, tolerance: float) -> None:
     """Raise PluginError for the first difference of two runs that is larger than `tolerance`."""
     for name in ("loss", "grad_norm"):
         for one, other in zip(found.metrics, expected.metrics, strict=True):

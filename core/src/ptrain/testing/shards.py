@@ -1,0 +1,101 @@
+"""User code that cuts every sequence in two, one half for each of two workers, as a plugin for long sequences would.
+
+It answers and wraps the same stages as such a plugin, but has each worker compute the whole body of the model: it is to
+find trainers that do not go through `forward`, `token_logprobs` and `sequence_sum`, not to save memory. A loss that is
+computed from one half alone is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ptrain import callback, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+
+    from ptrain import Batch, Run
+
+CUT = ("input_ids", "shift_labels", "position_ids", "document_ids")
+UNCUT = "uncut"
+"""The key of a batch under which it is whole."""
+
+
+@hookimpl
+def configure(run: Run) -> None:
+    """Both workers read the same rows."""
+    run.data_rank, run.data_world = 0, 1
+
+
+@hookimpl(wrapper=True)
+def create_dataloader(run: Run) -> Any:
+    """Batches of which each worker has its half of the positions."""
+    return Halves((yield), run)
+
+
+@callback("pre-forward")
+def widen(batch: Batch) -> Mapping[str, Any] | None:
+    """The body of the model is to see all positions."""
+    return {"batch": batch[UNCUT]} if UNCUT in batch else None
+
+
+@callback("post-forward")
+def narrow(run: Run, result: torch.Tensor) -> torch.Tensor:
+    """The hidden states of this worker's half."""
+    return half(run, result)
+
+
+@hookimpl(wrapper=True)
+def sequence_sum(run: Run) -> Any:
+    """The sums over both halves."""
+    import torch
+
+    own = yield
+    size = torch.tensor(len(own))
+    torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MAX)
+    return _added(torch.nn.functional.pad(own, (0, int(size) - len(own))))
+
+
+def half(run: Run, values: torch.Tensor) -> torch.Tensor:
+    """What of `values` [b, s, ...] belongs to this worker."""
+    return values.chunk(run.world, dim=1)[run.rank]
+
+
+class Halves:
+    """A loader of whole batches, as one of halves."""
+
+    def __init__(self, loader: Any, run: Run) -> None:
+        self._loader, self._run = loader, run
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            yield {**batch, **{name: half(self._run, batch[name]) for name in CUT}, UNCUT: batch}
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+def _added(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over the workers; so is its gradient, as each of them goes on from it."""
+    import torch
+
+    class Added(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+            total = values.clone()
+            torch.distributed.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - torch declares any number of gradients
+            ctx: Any, grad: torch.Tensor
+        ) -> torch.Tensor:
+            total = grad.contiguous().clone()
+            torch.distributed.all_reduce(total)
+            return total
+
+    return Added.apply(values)
