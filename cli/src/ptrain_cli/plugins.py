@@ -1,16 +1,18 @@
-"""`ptrain plugins`: what is installed."""
+"""`ptrain plugins`: what is installed, and whether it keeps what plugins promise."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptrain_cli.completion import plugin_names
-from ptrain_cli.options import Debug
+from ptrain_cli.completion import plugin_names, recipes
+from ptrain_cli.options import Debug, Overrides
 
 if TYPE_CHECKING:
-    from ptrain.catalog import Catalog
+    from ptrain.catalog import Catalog, Offer
+    from ptrain.testing.checks import Check, Outcome
 
 EXAMPLES = """[bold]Examples[/bold]
 
@@ -26,7 +28,23 @@ SHOW = """[bold]Examples[/bold]
 [dim]$[/dim] ptrain plugins show ptrain-dpo --json
 """
 
-app = typer.Typer(help="Show what installed packages offer to recipes.", epilog=EXAMPLES, no_args_is_help=True)
+CHECK = """[bold]Examples[/bold]
+
+[dim]$[/dim] ptrain plugins check sft
+
+[dim]$[/dim] ptrain plugins check ptrain-dpo
+
+[dim]$[/dim] ptrain plugins check wsd -o scheduler.num_warmup_steps=1 -o scheduler.num_decay_steps=2
+"""
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", show_default=False, autocompletion=plugin_names,
+                   help="What a recipe calls it, or a package."),
+]  # fmt: skip
+
+app = typer.Typer(
+    help="Show and check what installed packages offer to recipes.", epilog=EXAMPLES, no_args_is_help=True
+)
 
 
 @app.command("list", epilog=EXAMPLES)
@@ -46,11 +64,10 @@ def list_command(
 
 @app.command("show", epilog=SHOW)
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=plugin_names,
-                                        help="What a recipe calls it, or a package.")],
+    name: Name,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
-) -> int:  # fmt: skip
+) -> int:
     """Show what a package offers: what it does at which stage, and the keys that it takes."""
     import json
 
@@ -60,6 +77,61 @@ def show(
     found = portraits(Catalog.installed(), name)
     typer.echo(json.dumps(found, indent=2) if as_json else "\n\n".join(map(_portrait, found)))
     return 1 if any(one["error"] for one in found) else 0
+
+
+@app.command("check", epilog=CHECK)
+def check(
+    name: Name,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", autocompletion=recipes,
+                                                help="Keys that the tiny recipe of the checks needs besides.")] = None,
+    override: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    debug: Debug = False,
+) -> int:  # fmt: skip
+    """Check what is promised of plugins, with real runs of a tiny recipe on CPU; exit code 1 if a check fails."""
+    import json
+
+    from ptrain.catalog import Catalog
+    from ptrain.testing.checking import check_all, subjects
+
+    offers = subjects(Catalog.installed(), name)
+    changes = _keys(recipe, override or [])
+    found = []
+    for offer, one, outcome in check_all(offers, changes):
+        _show_check(offer, one, outcome, first=one.name == "hooks", err=as_json)
+        if outcome is not None:
+            found.append(_row(offer, outcome))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    return 1 if any(row["state"] == "failed" for row in found) else 0
+
+
+def _keys(recipe: Path | None, override: list[str]) -> dict[str, Any]:
+    """The keys of a file, with overrides."""
+    from ptrain.recipe import overrides, tree
+    from ptrain.recipe.document import Document
+
+    document = tree.read_file(recipe) if recipe is not None else Document({})
+    overrides.apply(document, override)
+    return document.data
+
+
+def _show_check(offer: Offer, check: Check, outcome: Outcome | None, *, first: bool, err: bool) -> None:
+    """A line that begins when the check begins, and ends with what came of it."""
+    if outcome is None:
+        if first:
+            typer.echo(f"{offer.kind} {offer.name} ({offer.distribution} {offer.version})", err=err)
+        typer.echo(f"  {check.name:12}", nl=False, err=err)
+    else:
+        reason = outcome.reason.replace("\n", "\n    ")
+        typer.echo(f" {outcome.state}" + (f": {reason}" if reason else ""), err=err)
+
+
+def _row(offer: Offer, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "kind": offer.kind, "name": offer.name, "distribution": offer.distribution, "version": offer.version,
+        "check": outcome.check, "state": outcome.state, "reason": outcome.reason,
+    }  # fmt: skip
 
 
 def _portrait(one: dict[str, Any]) -> str:

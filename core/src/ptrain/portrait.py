@@ -18,6 +18,15 @@ from ptrain.recipe.suggest import closest
 
 
 def portraits(catalog: Catalog, name: str) -> list[dict[str, Any]]:
+    """Everything that `called` finds, in detail.
+
+    Raises:
+        PluginError: there is nothing.
+    """
+    return [_portrait(catalog, offer) for offer in called(catalog, name)]
+
+
+def called(catalog: Catalog, name: str) -> list[Offer]:
     """Everything that has this name, or that a distribution of this name offers.
 
     Raises:
@@ -31,7 +40,7 @@ def portraits(catalog: Catalog, name: str) -> list[dict[str, Any]]:
             f"nothing that is installed is called `{name}`", expected="a name or a package of `ptrain plugins list`",
             fix=f"write `{guess}`" if guess else "install the package that offers it",
         )  # fmt: skip
-    return [_portrait(catalog, offer) for offer in found]
+    return found
 
 
 def _portrait(catalog: Catalog, offer: Offer) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def targets(cls: Any) -> Iterator[tuple[str, CodeType]]:
     """The code of every stage and callback of a plugin."""
     from ptrain.plugin import STAGES
 
-    named = [(stage, getattr(cls, stage, None)) for stage in STAGES]
-    for name, function in [(s, f) for s, f in named if hasattr(f, "ptrain_impl")] + list(cls.callbacks):
+    answers = [(stage, getattr(cls, stage)) for stage in STAGES if hasattr(getattr(cls, stage, None), "ptrain_impl")]
+    for name, function in [*answers, *cls.callbacks]:
         code = getattr(inspect.unwrap(function), "__code__", None)
         if code is not None:
             yield name, code

@@ -18,7 +18,7 @@ class Finished:
 
     Attributes:
         dir: the run directory.
-        output: what rank 0 printed.
+        output: what was printed while it was prepared, and by rank 0.
     """
 
     dir: Path

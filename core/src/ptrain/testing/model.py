@@ -16,6 +16,9 @@ VOCABULARY = 400
 
 def make_model(folder: Path) -> Path:
     """Fill `folder` with a tiny Llama, drawn from a fixed seed, and its tokenizer; return the folder."""
+    from ptrain.engine import quiet
+
+    quiet()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

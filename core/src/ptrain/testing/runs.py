@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,10 @@ def run(recipe: Mapping[str, Any], folder: Path, *, workers: int = 1, resume: bo
     from ptrain.testing.jobs import train
     from ptrain.testing.workers import run_workers
 
-    spec = prepare(recipe, folder, workers=workers, resume=resume, code=code)
-    return Finished(folder, run_workers(train, spec, log=folder / "output.txt", workers=workers))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        spec = prepare(recipe, folder, workers=workers, resume=resume, code=code)
+    output = run_workers(train, spec, log=folder / "output.txt", workers=workers)
+    return Finished(folder, said.getvalue() + output)
 
 
 def prepare_rows(recipe: Mapping[str, Any], folder: Path) -> None:

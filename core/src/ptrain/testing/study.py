@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import PluginError, PtrainError
+from ptrain.errors import PluginError, PtrainError, RecipeError
 from ptrain.testing import runs
+from ptrain.testing.check import NotApplicable
 from ptrain.testing.finished import Finished
 from ptrain.testing.recipes import EXPORT, KNOWN, Material, merged
 from ptrain.testing.rows import SHAPES
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Changes = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None
 STEPS, CUT = 6, 3
 """Optimizer steps of a run, and of one that is cut off: within the second epoch, and within the first."""
+WHOLE = "whole"
 BASE: dict[str, Any] = {
     "data": {"train_eval_split": [0.8, 0.2]},
     "train_iters": STEPS,
@@ -33,6 +35,7 @@ BASE: dict[str, Any] = {
     "scheduler": {},
 }
 """What every run of a study has."""
+KEYS = "give the check the keys that it needs: `recipe` of `contract`, `-o` or `--recipe` of `ptrain plugins check`"
 TRAINER = "sft"
 """With this trainer everything is tried that is no trainer."""
 
@@ -124,7 +127,7 @@ class Study:
         raise self.wrong(
             "it can prepare none of the data that is made up here: " + "; ".join(refused),
             expected="rows of one of the shapes " + ", ".join(shapes),
-            fix="give the check keys that it needs, and `data.sources`, as `recipe`",
+            fix=f"{KEYS}; `data.sources` among them",
         )
 
     @functools.cached_property
@@ -132,11 +135,14 @@ class Study:
         """The recipe, validated, with the classes that it chose.
 
         Raises:
-            PtrainError: it is wrong, or doesn't use the plugin.
+            PluginError: it is wrong, or doesn't use the plugin.
         """
         from ptrain.recipe.load import load_recipe
 
-        found = load_recipe(self.recipe)
+        try:
+            found = load_recipe(self._placed(self.recipe, "loaded"))
+        except RecipeError as error:
+            raise self.wrong(f"the tiny recipe with it is refused: {error}", fix=KEYS) from None
         if self.offer not in found.origins.values():
             raise self.wrong("the recipe of the check doesn't use it", fix="name it in `recipe`")
         return found
@@ -150,6 +156,8 @@ class Study:
         Raises:
             PtrainError: it fails, now or when it was made.
         """
+        if name != WHOLE:
+            self.reference  # noqa: B018 - made first: what fails there need not be tried again
         key = f"{name} (resumed)" if resume else name
         if key not in self._runs:
             recipe = self._placed(merged(self.recipe, changes), name)
@@ -172,7 +180,7 @@ class Study:
 
     def _failed(self, error: PtrainError) -> PluginError:
         if isinstance(error, WorkerFailed):
-            return self.wrong(f"a worker fails: {error.problems[0].message}\n{error.output}", "training to go through")
+            return self.wrong(f"a worker fails: {error}", "training to go through")
         return self.wrong(f"its run is refused: {error}", "a tiny recipe with it to run")
 
     @functools.cached_property
@@ -199,6 +207,7 @@ class Study:
         return self._made(self.folder / "faults", FILE, faults, self.recipe)
 
     def _made(self, folder: Path, file: str, work: Callable[..., None], recipe: Mapping[str, Any]) -> dict[str, Any]:
+        self.reference  # noqa: B018 - as in `run`
         log = folder.with_name(f"{folder.name}.txt")
         try:
             run_workers(work, recipe, folder, self.kind, self.name, log=log)
@@ -228,8 +237,32 @@ class Study:
 
     @property
     def whole(self) -> Finished:
-        """The run that others are compared with: one worker, 4 rows at a time."""
-        return self.run("whole")
+        """The run that others are compared with: one worker, 4 rows at a time.
+
+        Raises:
+            PluginError: it fails.
+        """
+        return self.run(WHOLE)
+
+    @property
+    def reference(self) -> Finished:
+        """The same, for checks that can say nothing where it fails.
+
+        Raises:
+            NotApplicable: it does; the check `trains` says how.
+        """
+        self.ready()
+        try:
+            return self.whole
+        except PtrainError:
+            raise NotApplicable("the check `trains` fails") from None
+
+    def ready(self) -> None:
+        """Raise `NotApplicable` where the recipe is refused; the check `config` says why."""
+        try:
+            self.loaded  # noqa: B018
+        except PtrainError:
+            raise NotApplicable("the check `config` fails") from None
 
     @property
     def resumed(self) -> Finished:

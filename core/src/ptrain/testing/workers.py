@@ -15,20 +15,23 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptrain import errors
 from ptrain.errors import PtrainError
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 PRELOAD = [
-    "__main__", "ptrain.engine", "ptrain.job", "ptrain.loop", "ptrain.setup", "ptrain.checkpoint.huggingface",
-    "ptrain.checkpoint.resumable", "ptrain.model.huggingface", "transformers.models.llama.modeling_llama", "deepspeed",
-    "transformers.models.auto.modeling_auto", "datasets", "ptrain.testing.jobs",
+    "__main__", "datasets", "deepspeed", "transformers.models.auto.modeling_auto", "transformers.optimization",
+    "transformers.models.llama.modeling_llama", "ptrain.checkpoint.huggingface", "ptrain.checkpoint.resumable",
+    "ptrain.checks", "ptrain.data.cache", "ptrain.data.sources.local", "ptrain.data.tokenizers", "ptrain.engine",
+    "ptrain.evaluators", "ptrain.job", "ptrain.loaders", "ptrain.loop", "ptrain.model.apart", "ptrain.model.huggingface",
+    "ptrain.model.varlen", "ptrain.optimizers", "ptrain.schedulers", "ptrain.setup", "ptrain.testing.jobs",
 ]  # fmt: skip
-"""What every worker needs. What `PRELOAD` lacks is imported by each worker."""
+"""What every worker needs. What is not listed is imported by each worker, plugins above all."""
 QUIET = {
     "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
-    "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TORCH_COMPILE_DISABLE": "1", "DS_LOG_LEVEL": "error", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # Its other allocator has a thread, and a process is to be forked.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }  # fmt: skip
@@ -40,11 +43,12 @@ class WorkerFailed(PtrainError):
     """A worker ended with an error, or did not end.
 
     Attributes:
-        output: what the worker that failed wrote, to the end.
+        output: what the worker that failed wrote, to its end; a part of the message where the error is not ptrain's own.
     """
 
     def __init__(self, message: str, output: str) -> None:
-        super().__init__(message)
+        known = isinstance(getattr(errors, message.partition(":")[0], None), type)
+        super().__init__(message if known else f"{message}\n{output}")
         self.output = output
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ptrain.testing.check import FAILED, LEFT_OUT, OK, Check, Outcome
 from ptrain.testing.checks import declared, parts, trained, watched
-from ptrain.testing.checks.check import FAILED, LEFT_OUT, OK, Check, Outcome
 
 __all__ = ["ALL", "FAILED", "LEFT_OUT", "OK", "Check", "Outcome", "applicable"]
 

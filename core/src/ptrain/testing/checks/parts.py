@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from ptrain.errors import DataError, PtrainError
-from ptrain.testing.checks.trained import TOLERANCE, whole
+from ptrain.testing.checks.trained import TOLERANCE
 from ptrain.testing.rows import SHAPES
 from ptrain.testing.study import STEPS
 
@@ -26,6 +26,7 @@ def _run(study: Study) -> Run:
     """A run of the recipe that is not begun."""
     from ptrain.run import Run
 
+    study.ready()
     return Run(study.loaded, study.folder / "not-begun")
 
 
@@ -191,8 +192,8 @@ def parameters(study: Study) -> None:
 
 
 def records(study: Study) -> None:
-    """It does not fail where a run starts, is resumed, logs or ends: one that does is left out for the rest of the run."""
-    for finished in (study.whole, study.resumed):
+    """It does not fail where a run starts, is resumed, logs or ends: who does is left out for the rest of the run."""
+    for finished in (study.reference, study.resumed):
         failed = [line for line in finished.output.splitlines() if f"tracker `{study.cls.__name__}` failed" in line]
         if failed:
             raise study.wrong(failed[0].strip(), expected="no exception from a tracker")
@@ -203,7 +204,7 @@ def merges(study: Study) -> None:
 
     Means of workers that have other numbers of rows would not.
     """
-    alone, shared = whole(study), study.run("2-workers", workers=2, micro_batch_size=2)
+    alone, shared = study.reference, study.run("2-workers", workers=2, micro_batch_size=2)
     if not alone.evaluations:
         raise study.wrong("nothing was recorded", expected="metrics of the evaluation rows")
     one, two = alone.evaluations[0], shared.evaluations[0]
@@ -215,8 +216,9 @@ def merges(study: Study) -> None:
 
 def files(study: Study) -> None:
     """One worker and two leave a checkpoint with files in it, in the folder that they are given."""
-    for name, workers in (("whole", 1), ("2-workers", 2)):
-        study.run(name, workers=workers, **({} if workers == 1 else {"micro_batch_size": 2}))
+    shared: dict[str, Any] = {"micro_batch_size": 2}
+    for name, workers, changes in (("whole", 1, {}), ("2-workers", 2, shared)):
+        study.run(name, workers=workers, **changes)
         saved = study.folder / f"{name}-saved" / "latest"
         found = [path for path in saved.rglob("*") if path.is_file() and path.name != MANIFEST]
         if not found:

@@ -41,4 +41,4 @@ def _read(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield node.attr
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-            yield from (one.value for one in node.args[1:2] if isinstance(one, ast.Constant))
+            yield from (str(one.value) for one in node.args[1:2] if isinstance(one, ast.Constant))

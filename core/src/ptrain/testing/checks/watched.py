@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.testing.checks.check import NotApplicable
+from ptrain.testing.check import NotApplicable
 
 if TYPE_CHECKING:
     from ptrain.testing.study import Study
@@ -84,7 +84,7 @@ def preparation(study: Study) -> None:
     `self` or in its module is not there. A run that was prepared in its own process has to be that of another one, and
     what preparation leaves in `self` must not be read in training as if it had never been set.
     """
-    from ptrain.testing.checks.trained import compare, whole
+    from ptrain.testing.checks.trained import compare
     from ptrain.testing.finished import Finished
 
     lost = study.watched["lost"]
@@ -95,7 +95,7 @@ def preparation(study: Study) -> None:
             fix="put it in the rows that `process` returns",
         )  # fmt: skip
     together = Finished(study.folder / "watched", "")
-    compare(study, together, whole(study), "where data is prepared in the process that trains", 0.0)
+    compare(study, together, study.reference, "where data is prepared in the process that trains", 0.0)
 
 
 def stages(study: Study) -> None:
@@ -118,12 +118,11 @@ def shards(study: Study) -> None:
     """
     from ptrain.errors import PluginError
     from ptrain.testing import shards as code
-    from ptrain.testing.checks.trained import TOLERANCE, compare, whole
+    from ptrain.testing.checks.trained import TOLERANCE, compare
 
-    expected = whole(study)
     try:
         found = study.run("shards", workers=2, code=Path(code.__file__))
-        compare(study, found, expected, "where sequences are cut over 2 workers", TOLERANCE)
+        compare(study, found, study.reference, "where sequences are cut over 2 workers", TOLERANCE)
     except PluginError as error:
         first = error.problems[0]
         raise study.wrong(
