@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ptrain.data.load import canonical, joined
 from ptrain.data.rows import conversations, plain_messages
 from ptrain.data.sources import huggingface, local, tasks
 from ptrain.data.workspace import Workspace, using
@@ -325,6 +326,21 @@ def test_tasks() -> None:
         load(tasks.Tasks, "test")
     with pytest.raises(DataError, match="unknown task 'ad'"):
         load(tasks.Tasks, tasks=["ad"])
+
+
+def test_rows_of_a_plugin_join_those_of_core(tmp_path: Path) -> None:
+    """A source that gives plain objects need not know the columns of a conversation; its bad rows are named."""
+    (tmp_path / "rows.jsonl").write_text(lines(ROWS))
+    ours = load(local.JsonLinesFiles, path=str(tmp_path / "rows.jsonl"))
+    plain = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    theirs = canonical(Dataset.from_list([{"messages": plain, "origin": one} for one in (None, "b.txt")]), "mine")
+    assert said(joined([ours, theirs])) == [*said(ours), plain, plain]
+    assert theirs["origin"] == ["mine:1", "b.txt"]
+    assert canonical(ours, "ours") is ours
+    with pytest.raises(DataError, match=r"mine:2:1: `messages\[0\].role` is \"usr\""):
+        canonical(Dataset.from_list([{"messages": plain}, {"messages": [{"role": "usr", "content": "hi"}]}]), "mine")
+    text = Dataset.from_list([{"prompt": "a", "completion": "b"}])
+    assert canonical(text, "mine") is text
 
 
 def test_sources_are_read_without_torch_or_datasets() -> None:

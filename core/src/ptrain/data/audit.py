@@ -128,13 +128,15 @@ def _policy(run: Run) -> Overlength | None:
 
 
 def _read(run: Run, source: Source, space: Workspace) -> tuple[Dataset | None, Audit]:
+    from ptrain.data.load import canonical
+
     config: Any = source.config
     place = getattr(config, "path", None) or getattr(config, "name_or_path", None)
     made = Audit(f"{config.type} {place}" if place else config.type)
     space.broken = []
     rows = None
     try:
-        rows = run.call("load", source=source)
+        rows = canonical(run.call("load", source=source), config.type)
         made.rows = len(rows)
     except PtrainError as error:
         made.stopped = str(error)

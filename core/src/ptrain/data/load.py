@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptrain.data.rows import CONVERSATIONS, ORIGIN, TOOLS
+from ptrain.data.rows import CONVERSATIONS, ORIGIN, TOOLS, message_type
+from ptrain.data.sources.base import checked
+from ptrain.data.workspace import workspace
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,8 +35,34 @@ def load_rows(run: Run, sources: Sequence[Any], *, besides: Dataset | None = Non
                 expected="`input_ids` and `labels`",
                 fix="leave `process` out",
             )
-        parts.append(rows)
+        parts.append(canonical(rows, source.config.type))
     return joined(parts)
+
+
+def canonical(rows: Dataset, name: str) -> Dataset:
+    """`rows` with conversations of the type that they have in the sources of core, so that both can be joined.
+
+    Those of a source that a plugin brings, or of a callback that makes rows anew, are often lists of other objects.
+
+    Raises:
+        DataError: a row is wrong; it is called by its `origin`, or else by `name` and its number.
+    """
+    from ptrain.data.arrow import write_rows
+
+    schema = rows.features.arrow_schema
+    wanted = {column: message_type() for column in CONVERSATIONS}
+    lists = [one for one in schema if one.name in (*CONVERSATIONS, TOOLS) and hasattr(one.type, "value_type")]
+    if all(one.type == wanted.get(one.name) for one in lists):
+        return rows
+    return write_rows(_named(rows, name), workspace().path("canonical.arrow"))
+
+
+def _named(rows: Dataset, name: str) -> Iterator[dict[str, Any]]:
+    """The checked rows, each with the origin that it has, or else its number."""
+    row: Any
+    for number, row in enumerate(rows, 1):
+        for one in checked([(number, row)], name):
+            yield {**one, ORIGIN: row.get(ORIGIN) or one[ORIGIN]}
 
 
 def joined(parts: list[Dataset]) -> Dataset:
