@@ -242,6 +242,22 @@ class Run:
         """Optimizer steps in one pass over the training rows."""
         return self.train_loader.steps_per_epoch
 
+    def weights(self, trained_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight and buffer of the model by name, whole even where ZeRO shards it, on its device and in its dtype.
+
+        For checkpoint parts. Tied weights come once. Every worker must go through all of them, since each is gathered
+        from all; copy what you keep.
+
+        Args:
+            trained_only: leave out the parameters that are not trained.
+        """
+        from ptrain import engine_state
+
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad or not trained_only:
+                yield name, engine_state.whole(parameter)
+        yield from engine_state.buffers(self.model)
+
     def backward(self, loss: Any, counts: Mapping[str, Any]) -> None:
         """Backpropagate one micro-batch: weight x sum / global count, summed over the terms of `loss`.
 

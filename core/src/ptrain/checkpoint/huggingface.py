@@ -152,22 +152,11 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
 
 
 def gathered(run: Run, trained_only: bool = False) -> dict[str, torch.Tensor]:
-    """The whole state dict on rank 0's CPU, one parameter at a time; tied weights once. Empty elsewhere.
-
-    Args:
-        trained_only: leave out the parameters that are not trained.
-    """
-    from ptrain import engine_state
-
+    """`run.weights()` on rank 0's CPU; empty elsewhere."""
     found: dict[str, torch.Tensor] = {}
-    for name, parameter in run.model.named_parameters():
-        if trained_only and not parameter.requires_grad:
-            continue
-        weight = engine_state.whole(parameter)
+    for name, weight in run.weights(trained_only=trained_only):
         if run.rank == 0:
             found[name] = _copied(weight)
-    if run.rank == 0:
-        found.update({name: _copied(buffer) for name, buffer in engine_state.buffers(run.model)})
     return found
 
 
