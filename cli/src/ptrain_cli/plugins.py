@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ptrain_cli import new
 from ptrain_cli.completion import plugin_names, recipes
 from ptrain_cli.options import Debug, Overrides
 
@@ -43,8 +44,11 @@ Name = Annotated[
 ]  # fmt: skip
 
 app = typer.Typer(
-    help="Show and check what installed packages offer to recipes.", epilog=EXAMPLES, no_args_is_help=True
+    help="Show and check what installed packages offer to recipes, and begin a package of your own.",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
 )
+app.command("new", epilog=new.EXAMPLES)(new.command)
 
 
 @app.command("list", epilog=EXAMPLES)
