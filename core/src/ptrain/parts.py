@@ -119,6 +119,9 @@ class Checkpoint(Part):
     Config = sections.CheckpointConfig
     resumable: ClassVar[bool] = False
     """Whether training can be resumed from what `save` writes."""
+    folder: ClassVar[str] = ""
+    """Where in the run directory it goes, if the recipe has no `output_dir`: `model` for a model that transformers
+    loads; by default a folder with the name of the `type`."""
 
     def save(self, run: Run, path: Path) -> None:
         """Fill the empty folder `path`."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptrain.checkpoint import store
+from ptrain.checkpoint.huggingface import HuggingFaceCheckpoint
 from ptrain.errors import CheckpointError
+from ptrain.recipe.combined import default_folder
 
 if TYPE_CHECKING:
     from ptrain.parts import Checkpoint
@@ -15,8 +17,7 @@ if TYPE_CHECKING:
 
 def folder(run: Run, part: Checkpoint) -> Path:
     """Where the checkpoints of `part` go."""
-    default = run.dir / ("checkpoints" if part.resumable else "model")
-    return part.config.output_dir or default
+    return part.config.output_dir or run.dir / default_folder(part, part.config)
 
 
 def save_due(run: Run) -> None:
@@ -122,7 +123,8 @@ def resume(run: Run, path: Path) -> None:
 
 def newest_export(run: Run) -> Path | None:
     """The newest model that the run has written for others to load."""
-    found = [store.latest(folder(run, part)) for part in active(run) if not part.resumable]
+    exports = [part for part in active(run) if part.folder == HuggingFaceCheckpoint.folder]
+    found = [store.latest(folder(run, part)) for part in exports]
     return next((path for path in found if path is not None and path.exists()), None)
 
 

@@ -49,6 +49,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         max_shard_size: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]B$")] = "5GB"
         """The largest file of weights, e.g. `500MB`."""
 
+    folder = "model"
     _logits: torch.Tensor | None = None
 
     def save(self, run: Run, path: Path) -> None:

@@ -31,6 +31,7 @@ class DeepSpeedCheckpoint(Checkpoint):
     """Weights in fp32, the optimizer's state, the schedule, progress and plugins' state."""
 
     resumable = True
+    folder = "checkpoints"
 
     class Config(CheckpointConfig):
         """Keys of `deepspeed`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptrain.errors import Problem
 from ptrain.recipe.document import Document, Place
-from ptrain.recipe.sections import Recipe
+from ptrain.recipe.sections import CheckpointConfig, Recipe
 
 STAGE: Place = ("deepspeed", "zero_optimization", "stage")
 
@@ -28,7 +28,7 @@ def _checkpoints(recipe: Recipe, parts: Sequence[Any], document: Document) -> It
     taken: dict[Any, int] = {}
     for at in enabled:
         given = recipe.checkpoint[at].output_dir
-        folder = given.absolute() if given is not None else parts[at].resumable
+        folder = given.absolute() if given is not None else default_folder(parts[at], recipe.checkpoint[at])
         if folder in taken:
             yield Problem(
                 f"entries {taken[folder] + 1} and {at + 1} of `checkpoint` would write into the same folder",
@@ -36,6 +36,11 @@ def _checkpoints(recipe: Recipe, parts: Sequence[Any], document: Document) -> It
                 fix="give one of them an `output_dir` of its own",
             )
         taken.setdefault(folder, at)
+
+
+def default_folder(part: Any, config: CheckpointConfig) -> str:
+    """Where in the run directory the checkpoints of a part go that has no `output_dir`."""
+    return part.folder or config.type.rpartition(":")[2]
 
 
 def _deepspeed(recipe: Recipe, document: Document) -> Iterator[Problem]:
