@@ -4,13 +4,15 @@ A page is a story that is played in an empty folder, from top to bottom. A code 
 file; a line `$ command` in a `console` block is run, and has to end with exit code 0, or with the one that a
 comment behind it names (`# exit code 2`). Python without a caption is run as a script; a comment behind a
 `print` is what it prints. YAML without a caption has to load: as a recipe if it has a `type`, else as a part of
-one. Code of other programs is marked `py`, and only shown.
+one. Code of other programs is marked `py`, and only shown. `cd` holds for the rest of the page, and so does
+`pip install -e`: the package is built and installed, into a folder that later commands have on their path.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,13 +28,19 @@ ROOT = Path(__file__).parents[2]
 READMES = [ROOT / home / "README.md" for home in ("", "core", "cli", "plugins/sft", "plugins/dpo")]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *READMES, ROOT / "CONTRIBUTING.md"]
 NOT_RUN = {
-    r"^(python3 -m )?pip install": "the environment of the tests is there already",
+    r"^(python3 -m )?pip install (?!-e)": "the environment of the tests is there already",
     r"^python3 -m nox": "nox runs the tests, the tests do not run nox",
     r"^ptrain run recipes/": "tests/e2e runs the recipes of the repository",
     r"--hostfile|^srun": "needs several machines",
+    r"^pytest$|^ptrain plugins check": "tests/cli runs the tests and the contract of new packages",
     r"--install-completion": "is for the shell that it is called from; tests/cli installs it",
 }
 """Commands that no page plays, and why."""
+INSTALL = re.compile(r"^pip install -e '?([\w./-]+)(\[\w+\])?'?$")
+ALONE = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+"""How a package is built and installed without a download: what it needs is there."""
+OFFLINE = {r"^python3 -m build": "python3 -m build --no-isolation"}
+"""How commands are run without a download."""
 TINY = """\
 type: sft
 model:
@@ -64,43 +72,81 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(match[2], match[3] or "", match[4], text[: match.start()].count("\n") + 1)
 
 
-def run(command: list[str] | str, folder: Path, expected: int = 0) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    home = folder.parent / f"{folder.name}-home"  # the cache of prepared data is in the home directory
-    env = {**os.environ, "PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=env, shell=isinstance(command, str), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+@dataclass
+class Reader:
+    """Somebody who does what a page says; what that installs and caches lies beside the folder that it begins in.
 
+    Attributes:
+        start: that folder.
+        folder: the one that it has got to.
+    """
 
-def play(block: Block, folder: Path) -> None:
-    """Do what a reader of the page would do with this block."""
-    if block.caption:
-        (folder / block.caption).parent.mkdir(parents=True, exist_ok=True)
-        (folder / block.caption).write_text(block.text)
-    elif block.language == "console":
-        for command in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE):
-            if not any(re.search(pattern, command) for pattern in NOT_RUN):
-                code = re.search(r"# exit code (\d+)", command)
-                run(command, folder, int(code[1]) if code else 0)
-    elif block.language == "python":
-        printed = run([sys.executable, "-c", block.text], folder).splitlines()
-        for line in re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE):
-            assert line in printed, printed
-    elif block.language == "yaml":
-        written = yaml.safe_load(block.text)
-        load_recipe(written if "type" in written else {**yaml.safe_load(TINY), **written})
+    start: Path
+    folder: Path
+
+    def play(self, block: Block) -> None:
+        """Do what a reader of the page would do with this block."""
+        if block.caption:
+            (self.folder / block.caption).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / block.caption).write_text(block.text)
+        elif block.language == "console":
+            for command in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE):
+                if not any(re.search(pattern, command) for pattern in NOT_RUN):
+                    self.type(command)
+        elif block.language == "python":
+            printed = self.run([sys.executable, "-c", block.text]).splitlines()
+            for line in re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE):
+                assert line in printed, printed
+        elif block.language == "yaml":
+            written = yaml.safe_load(block.text)
+            load_recipe(written if "type" in written else {**yaml.safe_load(TINY), **written})
+
+    def type(self, command: str) -> None:
+        """Run one command line."""
+        if command.startswith("cd "):
+            self.folder = self.folder / command.removeprefix("cd ")
+        elif found := INSTALL.match(command):
+            self.install(self.folder / found[1])
+        else:
+            for pattern, offline in OFFLINE.items():
+                command = re.sub(pattern, offline, command)
+            code = re.search(r"# exit code (\d+)", command)
+            self.run(command, int(code[1]) if code else 0)
+
+    def install(self, package: Path) -> None:
+        """Build and install a package; its code stays where it is, so that changes take effect."""
+        self.run([sys.executable, "-m", "pip", "install", *ALONE, "--target", str(self.beside("site")), str(package)])
+        for source in (package / "src").iterdir():
+            shutil.rmtree(self.beside("site") / source.name)
+            (self.beside("site") / source.name).symlink_to(source)
+
+    def run(self, command: list[str] | str, expected: int = 0) -> str:
+        """Run a command that has to end with this exit code."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        modules = os.pathsep.join([str(self.beside("site")), os.environ.get("PYTHONPATH", "")])
+        # The cache of prepared data is in the home directory.
+        own = {"PATH": path, "PYTHONPATH": modules, "HOME": str(self.beside("home"))}
+        env = {**os.environ, **own, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            command, cwd=self.folder, env=env, shell=isinstance(command, str), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def beside(self, name: str) -> Path:
+        """A folder of this page, for what is not its files."""
+        return self.start.parent / f"{self.start.name}-{name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_plays(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(TINY)
+    reader = Reader(tmp_path, tmp_path)
     for block in blocks(page):
         try:
-            play(block, tmp_path)
+            reader.play(block)
         except Exception as error:
             pytest.fail(f"{page.relative_to(ROOT)}:{block.line}: {error}")
 
