@@ -70,7 +70,7 @@ def installed(home: Path, environ: dict[str, str]) -> dict[str, str]:
 
 def test_their_tests_pass(home: Path, installed: dict[str, str]) -> None:
     """In one process for all, which makes the tiny model once; files of one name need `importlib` then."""
-    options = ["-v", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    options = ["-v", "--rootdir=.", "--import-mode=importlib", "-p", "no:cacheprovider"]
     out = python("-m", "pytest", *options, *(f"ptrain-my-{kind}" for kind in KINDS), folder=home, env=installed)
     for kind in KINDS:
         assert re.search(rf"ptrain-my-{kind}/tests/test_plugin.py::test_contract\[\w+\] PASSED", out), out
@@ -170,18 +170,19 @@ def test_nothing_is_overwritten(ptrain: Ptrain, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     before = sorted(tmp_path.rglob("*"))
     for folder, says in [
-        ("used", "`used` is not empty"),
-        ("file", "`file` is no folder"),
-        ("link", "`link` is no folder"),
+        ("used", "used` is not empty"),
+        ("file", "file` is no folder"),
+        ("link", "link` is no folder"),
         ("no/where", "there is no folder"),
     ]:
-        code, out, err = ptrain("plugins", "new", "mine", "--to", folder)
-        assert (code, out) == (2, "") and says in err, err
+        with pytest.raises(PluginError, match=says):
+            new_plugin("mine", "trainer", tmp_path / folder)
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "empty").mkdir()
     assert ptrain("plugins", "new", "ptrain-mine", "--to", "empty")[0] == 0
     assert 'name = "ptrain-mine"' in (tmp_path / "empty" / "pyproject.toml").read_text()
-    assert ptrain("plugins", "new", "mine", "--to", "empty")[0] == 2
+    code, out, err = ptrain("plugins", "new", "mine", "--to", "empty")
+    assert (code, out) == (2, "") and "`empty` is not empty" in err and "`--to FOLDER`" in err
 
 
 @pytest.mark.torch_free

@@ -5,7 +5,7 @@ file; a line `$ command` in a `console` block is run, and has to end with exit c
 comment behind it names (`# exit code 2`). Python without a caption is run as a script; a comment behind a
 `print` is what it prints. YAML without a caption has to load: as a recipe if it has a `type`, else as a part of
 one. Code of other programs is marked `py`, and only shown. `cd` holds for the rest of the page, and so does
-`pip install -e`: the package is built and installed, into a folder that later commands have on their path.
+`pip install` of what the page has made: it is installed into a folder that later commands have on their path.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 READMES = [ROOT / home / "README.md" for home in ("", "core", "cli", "plugins/sft", "plugins/dpo")]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *READMES, ROOT / "CONTRIBUTING.md"]
 NOT_RUN = {
-    r"^(python3 -m )?pip install (?!-e)": "the environment of the tests is there already",
+    r"^(python3 -m )?pip install": "the environment of the tests is there already",
     r"^python3 -m nox": "nox runs the tests, the tests do not run nox",
     r"^ptrain run recipes/": "tests/e2e runs the recipes of the repository",
     r"--hostfile|^srun": "needs several machines",
@@ -36,7 +36,7 @@ NOT_RUN = {
     r"--install-completion": "is for the shell that it is called from; tests/cli installs it",
 }
 """Commands that no page plays, and why."""
-INSTALL = re.compile(r"^pip install -e '?([\w./-]+)(\[\w+\])?'?$")
+INSTALL = re.compile(r"^pip install (?:-e '?([\w./-]+?)(?:\[\w+\])?'?|(\S+\.whl))$")
 ALONE = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
 """How a package is built and installed without a download: what it needs is there."""
 OFFLINE = {r"^python3 -m build": "python3 -m build --no-isolation"}
@@ -91,7 +91,7 @@ class Reader:
             (self.folder / block.caption).write_text(block.text)
         elif block.language == "console":
             for command in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE):
-                if not any(re.search(pattern, command) for pattern in NOT_RUN):
+                if INSTALL.match(command) or not any(re.search(pattern, command) for pattern in NOT_RUN):
                     self.type(command)
         elif block.language == "python":
             printed = self.run([sys.executable, "-c", block.text]).splitlines()
@@ -106,7 +106,7 @@ class Reader:
         if command.startswith("cd "):
             self.folder = self.folder / command.removeprefix("cd ")
         elif found := INSTALL.match(command):
-            self.install(self.folder / found[1])
+            self.install(self.folder / (found[1] or found[2]))
         else:
             for pattern, offline in OFFLINE.items():
                 command = re.sub(pattern, offline, command)
@@ -114,11 +114,14 @@ class Reader:
             self.run(command, int(code[1]) if code else 0)
 
     def install(self, package: Path) -> None:
-        """Build and install a package; its code stays where it is, so that changes take effect."""
-        self.run([sys.executable, "-m", "pip", "install", *ALONE, "--target", str(self.beside("site")), str(package)])
-        for source in (package / "src").iterdir():
-            shutil.rmtree(self.beside("site") / source.name)
-            (self.beside("site") / source.name).symlink_to(source)
+        """Install a wheel, or build and install a package whose code stays where it is, so that changes take effect."""
+        site = self.beside("site")
+        for link in (path for path in site.glob("*") if path.is_symlink()):
+            link.unlink()
+        self.run([sys.executable, "-m", "pip", "install", *ALONE, "--upgrade", "--target", str(site), str(package)])
+        for source in (package / "src").glob("*"):
+            shutil.rmtree(site / source.name)
+            (site / source.name).symlink_to(source)
 
     def run(self, command: list[str] | str, expected: int = 0) -> str:
         """Run a command that has to end with this exit code."""
