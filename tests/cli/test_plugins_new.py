@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ptrain.errors import PluginError
-from ptrain_cli.new import new_plugin
+from ptrain_cli.scaffold import new_plugin
 
 Outcome = tuple[int, str, str]
 Ptrain = Callable[..., Outcome]

@@ -83,6 +83,7 @@ def test_installed_is_what_the_tree_declares() -> None:
 def test_one_licence() -> None:
     text = (ROOT / "LICENSE").read_bytes()
     assert all((ROOT / home / "LICENSE").read_bytes() == text for home in HOMES)
+    assert (ROOT / "cli/src/ptrain_cli/templates/shared/LICENSE.jinja").read_bytes() == text
     assert {project(home)["license"] for home in HOMES} == {"Apache-2.0"}
 
 
