@@ -163,7 +163,7 @@ def test_names_that_can_not_be(ptrain: Ptrain, tmp_path: Path) -> None:
 
 
 @pytest.mark.torch_free
-def test_nothing_is_overwritten(ptrain: Ptrain, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(ptrain: Ptrain, ptrain_in: Callable[[Path], Ptrain], tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -181,6 +181,11 @@ def test_nothing_is_overwritten(ptrain: Ptrain, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert ptrain("plugins", "new", "ptrain-mine", "--to", "empty")[0] == 0
     assert 'name = "ptrain-mine"' in (tmp_path / "empty" / "pyproject.toml").read_text()
+    (tmp_path / "here").mkdir()
+    assert ptrain_in(tmp_path / "here")("plugins", "new", "mine", "--to", ".")[0] == 0
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        path.name for path in (tmp_path / "empty").iterdir()
+    }
     code, out, err = ptrain("plugins", "new", "mine", "--to", "empty")
     assert (code, out) == (2, "") and "`empty` is not empty" in err and "`--to FOLDER`" in err
 

@@ -45,7 +45,7 @@ class Names:
 def new_plugin(given: str, kind: str, folder: Path | None = None) -> tuple[Names, Path]:
     """Write the package of a plugin called `given` and return its names and where it is.
 
-    It is written beside `folder` and then renamed, so that a failure leaves nothing behind.
+    It is written aside and then renamed, so that a failure leaves nothing behind.
 
     Args:
         kind: "trainer", "source", "feature" or "checkpoint".
@@ -58,12 +58,18 @@ def new_plugin(given: str, kind: str, folder: Path | None = None) -> tuple[Names
     folder = folder or Path(names.distribution)
     refuse_folder(folder)
     files = render(names, kind)
-    aside = folder.absolute().parent / f".{folder.name}.{secrets.token_hex(4)}"
+    there = folder.is_dir()
+    # Within a folder that is there: it may be the current one, or a disk of its own.
+    aside = (folder if there else folder.absolute().parent) / f".{names.distribution}.{secrets.token_hex(4)}"
     try:
         for path, text in files.items():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             (aside / path).write_text(text, encoding="utf-8")
-        aside.rename(folder)  # replaces an empty folder, and nothing else
+        if there:
+            for path in [*aside.iterdir()]:
+                path.rename(folder / path.name)
+        else:
+            aside.rename(folder)
     except OSError as error:
         raise PluginError(f"`{folder}` can't be written: {error.strerror}", fix=ELSEWHERE) from error
     finally:
