@@ -105,6 +105,7 @@ def build(session: nox.Session) -> None:
         ["python", "tests/meta/load_entry_points.py"],
         ["ptrain", "--version"],
         ["ptrain", "check", "recipes/quickstart.yaml"],
+        ["ptrain", "plugins", "new", "mine", "--to", str(fresh / "mine")],
     ):
         session.run(fresh / "bin" / command[0], *command[1:], external=True)
     shutil.rmtree(fresh)  # more than a gigabyte

@@ -243,10 +243,10 @@ class Run:
         return self.train_loader.steps_per_epoch
 
     def weights(self, trained_only: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight and buffer of the model by name, whole even where ZeRO shards it, on its device and in its dtype.
+        """Every weight and buffer of the model by name, whole even where ZeRO shards it; for checkpoint parts.
 
-        For checkpoint parts. Tied weights come once. Every worker must go through all of them, since each is gathered
-        from all; copy what you keep.
+        In their own dtype, on the device; tied weights once. Every worker must go through all of them, since each is
+        gathered from all; copy what you keep.
 
         Args:
             trained_only: leave out the parameters that are not trained.
