@@ -90,6 +90,14 @@ class ModelError(PtrainError):
     exit_code = BAD_INPUT
 
 
+class MissingData(DataError):
+    """Data is not here: it may be elsewhere, such as on the hub."""
+
+
+class MissingModel(ModelError):
+    """A model or tokenizer is not here: it may be elsewhere, such as on the hub."""
+
+
 class PluginError(PtrainError):
     """A plugin can't be loaded, breaks a promise of its hook, or failed in one."""
 

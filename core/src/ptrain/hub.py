@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ptrain.errors import ModelError
+from ptrain.errors import MissingModel, ModelError
 
 NAME = "the name of a model on the hub (with network), or a local folder that `save_pretrained` wrote"
 """What a `name_or_path` may be."""
@@ -51,18 +51,21 @@ def explained(what: str, name: str) -> Iterator[None]:
         what: "model", "tokenizer" or "tokenizer of the model".
 
     Raises:
+        MissingModel: it is not here.
         ModelError: it can't be loaded.
     """
     from huggingface_hub.errors import StrictDataclassError
 
     if fault := path_fault(name):
-        raise ModelError(f"the {what} `{name}` can't be loaded: {fault}", expected=NAME)
+        raise MissingModel(f"the {what} `{name}` can't be loaded: {fault}", expected=NAME)
     try:
         with _quiet():
             yield
     except (OSError, ValueError, ImportError, StrictDataclassError) as error:
         reason = folder_fault(what, name) or said(error)
-        raise ModelError(f"the {what} `{name}` can't be loaded: {reason}", expected=NAME) from error
+        absent = isinstance(error, OSError) and not Path(name).is_dir()
+        kind = MissingModel if absent else ModelError
+        raise kind(f"the {what} `{name}` can't be loaded: {reason}", expected=NAME) from error
 
 
 def said(error: Exception) -> str:

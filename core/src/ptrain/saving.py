@@ -12,6 +12,7 @@ from ptrain.recipe.combined import default_folder
 
 if TYPE_CHECKING:
     from ptrain.parts import Checkpoint
+    from ptrain.recipe.sections import CheckpointConfig
     from ptrain.run import Run
 
 
@@ -23,12 +24,15 @@ def folder(run: Run, part: Checkpoint) -> Path:
 def save_due(run: Run) -> None:
     """Write every checkpoint that is due after this step."""
     for part in active(run):
-        step, config = run.progress.step, part.config
-        by_step = config.save_every_n_steps and step % config.save_every_n_steps == 0
-        epoch, rest = divmod(step, run.steps_per_epoch)
-        by_epoch = config.save_every_n_epochs and not rest and epoch % config.save_every_n_epochs == 0
-        if by_step or by_epoch:
+        if is_due(part.config, run.progress.step, run.steps_per_epoch):
             save(run, part)
+
+
+def is_due(config: CheckpointConfig, step: int, steps_per_epoch: int) -> bool:
+    """Whether a checkpoint is written after optimizer step `step`, be it the last or not."""
+    by_step = bool(config.save_every_n_steps) and step % config.save_every_n_steps == 0
+    epoch, rest = divmod(step, steps_per_epoch)
+    return by_step or bool(config.save_every_n_epochs and not rest and epoch % config.save_every_n_epochs == 0)
 
 
 def save_at_end(run: Run, outcome: str) -> None:

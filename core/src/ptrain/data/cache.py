@@ -17,7 +17,7 @@ from ptrain.data.load import load_rows
 from ptrain.data.report import Report
 from ptrain.data.sources.base import content_hashes
 from ptrain.data.workspace import Workspace, using
-from ptrain.errors import DataError
+from ptrain.errors import DataError, MissingData
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +74,7 @@ def prepare(run: Run) -> Prepared:
     hit = (path / REPORT).exists()
     if not hit:
         if run.recipe.data.fail_on_missing_cache:
-            raise DataError(
+            raise MissingData(
                 f"the prepared data is not in the cache `{root}`",
                 fix="run `ptrain prepare` first, or set `data.fail_on_missing_cache: false`",
             )

@@ -28,6 +28,9 @@ ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_
 class HuggingFaceModel(Model):
     """A causal language model of transformers."""
 
+    blank = False
+    """Make it from its configuration, whatever weights there are: for a plan, on a device without memory."""
+
     class Config(ModelConfig):
         """Keys of `huggingface`."""
 
@@ -144,7 +147,7 @@ class HuggingFaceModel(Model):
 
     def _random(self, config: PretrainedConfig) -> bool:
         layers = self.config.hf_config_kwargs.get("num_hidden_layers")
-        return bool(self.config.config) or (layers is not None and layers != self._from_name().num_hidden_layers)
+        return self.blank or bool(self.config.config) or (layers is not None and layers != self._from_name().num_hidden_layers)
 
     def _dtype(self) -> torch.dtype:
         import torch

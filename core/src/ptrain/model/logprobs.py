@@ -41,20 +41,21 @@ def token_logprobs(
     states, targets = hidden[where], labels[where]
     rows = max(1, TILE_BYTES // (4 * vocabulary))
     if not tiled or len(targets) <= rows:
-        values = _logprobs(head, states, targets)
+        values = pick_logprobs(head, states, targets)
     else:
         values = torch.cat(
             [
-                checkpoint(_logprobs, head, s, t, use_reentrant=False)
+                checkpoint(pick_logprobs, head, s, t, use_reentrant=False)
                 for s, t in zip(states.split(rows), targets.split(rows), strict=True)
             ]
         )
     return torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device).masked_scatter(where, values)
 
 
-def _logprobs(
+def pick_logprobs(
     head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
+    """log p(target) of each state, fp32 [n]: `states` [n, h], `targets` int64 [n]."""
     return _Pick.apply(head(states).float(), targets)
 
 

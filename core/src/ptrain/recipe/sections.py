@@ -156,6 +156,11 @@ class DataConfig(PartConfig):
     fail_on_missing_cache: bool = False
     """Stop where the prepared data is not in the cache yet, instead of preparing it."""
 
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a prepared row may have."""
+        return self.max_length
+
     @field_validator("train_eval_split")
     @classmethod
     def _whole(cls, shares: tuple[float, float]) -> tuple[float, float]:

@@ -43,6 +43,11 @@ class DPOData(ptrain.DataConfig):
     """What becomes of pairs with a conversation longer than `max_length`: an error that counts them (the default), or
     they are left out, or their prompt is cut and then the end of the answer. No answer is ever cut away whole."""
 
+    @property
+    def longest_row(self) -> int:
+        """The most tokens of a pair: its two conversations."""
+        return 2 * self.max_length
+
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> Any:
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:

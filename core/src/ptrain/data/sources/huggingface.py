@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptrain.data.rows import CONVERSATIONS
 from ptrain.data.sources.base import checked, content_hashes, sampled, stored
-from ptrain.errors import DataError, Position
+from ptrain.errors import DataError, MissingData, Position
 from ptrain.parts import Source
 from ptrain.recipe.sections import SourceConfig
 
@@ -98,7 +98,8 @@ class HuggingFaceSource(Source):
             return datasets.load_dataset(str(folder) if folder.exists() else name, split=wanted, **self.config.kwargs)
         except (OSError, ValueError, KeyError, ConnectionError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise DataError(
+            absent = isinstance(error, OSError) and not folder.exists()
+            raise (MissingData if absent else DataError)(
                 f"the data set `{name}`, split `{wanted}`, can't be loaded: {first}",
                 expected="a data set on the hub (with network), or a local folder",
             ) from error

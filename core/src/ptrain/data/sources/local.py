@@ -16,7 +16,7 @@ from ptrain.data.arrow import BLOCK
 from ptrain.data.rows import shown
 from ptrain.data.sources.base import checked, content_hashes, stored
 from ptrain.data.workspace import workspace
-from ptrain.errors import DataError, Position
+from ptrain.errors import DataError, MissingData, Position
 from ptrain.parts import Source
 from ptrain.recipe.sections import SourceConfig
 
@@ -100,7 +100,7 @@ def _no_file(pattern: str) -> DataError:
     if path.is_dir():
         return DataError(f"`{pattern}` is a folder", expected="a file", fix=f"write `{pattern}/*` for all files in it")
     nearest = next((p for p in path.absolute().parents if p.exists()), Path())
-    return DataError(f"there is no file `{pattern}`", fix=f"the nearest folder that exists is `{nearest}`")
+    return MissingData(f"there is no file `{pattern}`", fix=f"the nearest folder that exists is `{nearest}`")
 
 
 def text_of(path: Path) -> IO[str]:

@@ -1,0 +1,155 @@
+"""What a forward and a backward pass keep, found by going through both on the device `meta`, where nothing is computed.
+
+Every operation of the model runs and says how large its result would be; what is alive at a time is added up. So no
+formula has to know the architecture, and a layer that a plugin replaced counts as what it is. Attention is the one
+exception: kernels keep queries, keys, values, the result and one number a query, and never the scores.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from ptrain.model.head import output_head
+from ptrain.model.logprobs import TILE_BYTES, pick_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRACED = "ptrain_traced"
+"""The name under which transformers finds the attention that is only counted."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of the passes through the model's body for one micro-batch.
+
+    Attributes:
+        kept: from the forward pass for the backward pass.
+        peak: the most that is alive at a time, with what is computed again.
+    """
+
+    kept: int
+    peak: int
+
+
+def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool) -> Activations:
+    """What `samples` rows of `length` tokens take in the body of a model on `meta`.
+
+    Args:
+        recompute: with activation checkpointing.
+
+    Raises:
+        Exception: whatever a model raises whose computation depends on values.
+    """
+    model.train()
+    if recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    ids = torch.zeros(samples, length, dtype=torch.int64, device="meta")
+    with _counted(model) as live:
+        # With a mask, transformers does not look at positions, which have no values here.
+        hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        kept = live.now
+        if hidden.requires_grad:
+            hidden.backward(torch.empty_like(hidden))
+    return Activations(kept, live.peak)
+
+
+def logits(model: PreTrainedModel, labels: int, vocabulary: int, *, tiled: bool) -> int:
+    """The most bytes that are alive at a time while log-probabilities of `labels` labels are computed and learnt.
+
+    Args:
+        tiled: as `ptrain.model.logprobs.token_logprobs` has it.
+    """
+    if not labels:
+        return 0
+    head, width, dtype = output_head(model), model.config.get_text_config().hidden_size, model.dtype
+    one = min(labels, max(1, TILE_BYTES // (4 * vocabulary))) if tiled else labels
+    with _counted(model) as live:
+        states = torch.empty(one, width, dtype=dtype, device="meta", requires_grad=True)
+        pick_logprobs(head, states, torch.zeros(one, dtype=torch.int64, device="meta")).sum().backward()
+    # Beside a tile there are the states of all labels, and their gradients.
+    return live.peak + 2 * (labels - one) * width * dtype.itemsize
+
+
+@contextmanager
+def _counted(model: PreTrainedModel) -> Iterator[_Live]:
+    """Within it, what is made is counted, but for parameters, buffers and what becomes the gradient of a parameter."""
+    mode = _Live([*model.parameters(), *model.buffers()])
+    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
+    try:
+        with mode:
+            yield mode
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that are alive: `now`, and the most so far, `peak`."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+class _Kept(torch.autograd.Function):
+    """What attention keeps: its inputs, its result, and one number a query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[b, heads, s, d] queries to [b, s, heads, d]."""
+        rows, heads, length, _ = query.shape
+        out = query.new_empty(rows, length, heads, value.shape[3])
+        ctx.save_for_backward(query, key, value, out, query.new_empty(rows, heads, length, dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Gradients of the inputs."""
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[Any, None]:
+    return _Kept.apply(query, key, value), None
+
+
+AttentionInterface.register(TRACED, _attention)
+AttentionMaskInterface.register(TRACED, lambda *args, **kwargs: None)

@@ -1,0 +1,152 @@
+"""The memory of one worker: what DeepSpeed keeps, and what the passes through the model take beside it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ptrain.plan.states import MASTER, Sharding, sharding, state_bytes, states
+
+if TYPE_CHECKING:
+    from ptrain.plan.activations import Activations
+    from ptrain.plan.devices import Device
+    from ptrain.plan.model import Parameters
+    from ptrain.plan.rows import Batch
+    from ptrain.run import Run
+
+ROOM = 0.9
+"""The share of a device that may be needed before it is doubtful whether it is enough."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one worker.
+
+    Attributes:
+        stage: of ZeRO.
+        recompute: whether activations are computed again in the backward pass.
+        samples, length: of the largest micro-batch, with padding.
+        weights, gradients, optimizer: with the optimizer's fp32 weights.
+        activations: of the body of the model, at their peak; None where they can't be found out.
+        logits: of log-probabilities and their gradient; likewise.
+        buffers: of DeepSpeed in the backward pass.
+        update: of DeepSpeed in the optimizer step, in which there are no activations.
+        host: of what is offloaded to the memory of the machine.
+    """
+
+    stage: int
+    recompute: bool
+    samples: int
+    length: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+    logits: int | None
+    buffers: int
+    update: int
+    host: int
+
+    @property
+    def peak(self) -> int:
+        """The most at a time, in the backward pass or in the optimizer step; as if logits and activations peaked
+        together."""
+        passes = (self.activations or 0) + (self.logits or 0) + self.buffers
+        return self.weights + self.gradients + self.optimizer + max(passes, self.update)
+
+    def share(self, device: Device, workers: int) -> float:
+        """What is needed as a share of what the device has."""
+        if device.kind == "cpu":
+            return (self.peak + self.host) * workers / device.bytes
+        return self.peak / device.bytes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one change to the recipe would give."""
+
+    name: str
+    memory: Memory
+
+
+class Memories:
+    """The memory of a run and of what else could be chosen for it.
+
+    Args:
+        run: with a model on the device `meta`.
+        unknown: gets a line where the passes through the model can't be followed.
+    """
+
+    def __init__(self, run: Run, device: Device, parameters: Parameters, unknown: list[str]) -> None:
+        from ptrain.engine import deepspeed_config
+        from ptrain.plan.model import make_optimizer
+
+        block = deepspeed_config(run.recipe, run.world)
+        self._run, self._parameters, self._unknown = run, parameters, unknown
+        self._how = sharding(block, run.recipe.model.dtype, run.world, several=run.accumulation > 1)
+        if device.kind == "cpu":
+            # What is not written to takes no memory there.
+            self._how = replace(self._how, bucket=min(self._how.bucket, parameters.trainable))
+        self._state_bytes = state_bytes(lambda: make_optimizer(run, run.model))
+        disabled = getattr(run.recipe.model, "disable_activation_checkpoint", None)
+        self._recompute = device.kind != "cpu" if disabled is None else not disabled
+        if (block.get("torch_autocast") or {}).get("enabled"):
+            unknown.append("activations under `torch_autocast`: they are given as without it, which is more")
+
+    def of(self, batch: Batch, *, stage: int | None = None, recompute: bool | None = None) -> Memory:
+        """What a worker needs; without further arguments as the recipe says."""
+        how = self._how if stage is None else replace(self._how, stage=stage)
+        again = self._recompute if recompute is None else recompute
+        found = states(self._parameters, how, self._state_bytes)
+        body = self._body(batch.samples, batch.length, again)
+        return Memory(
+            how.stage, again, batch.samples, batch.length, found.weights, found.gradients, found.optimizer,
+            body.peak if body is not None else None, self._logits(batch.labels, how) if body is not None else None,
+            found.buffers, found.update, found.host,
+        )  # fmt: skip
+
+    def others(self, batch: Batch, one: Batch) -> list[Choice]:
+        """What other choices would need.
+
+        Args:
+            one: the largest micro-batch of one sample.
+        """
+        offloads = self._how.optimizer_on_host or self._how.weights_on_host
+        first = 1 if offloads or self._run.recipe.model.dtype == "fp16" else 0
+        found = [Choice(f"ZeRO {stage}", self.of(batch, stage=stage)) for stage in range(first, 4)]
+        found = [choice for choice in found if choice.memory.stage != self._how.stage]
+        changed = "kept" if self._recompute else "computed again"
+        if self._body(batch.samples, batch.length, self._recompute) is not None:
+            found.append(Choice(f"activations {changed}", self.of(batch, recompute=not self._recompute)))
+            if batch.samples > 1:
+                found.append(Choice("micro_batch_size 1", self.of(one)))
+            found.append(Choice("the least: ZeRO 3, computed again, 1", self.of(one, stage=3, recompute=True)))
+        return found
+
+    def resumable_bytes(self) -> int:
+        """A checkpoint to resume from: weights in fp32 and the optimizer's state, of what is trained."""
+        shapes = [shape for group in self._parameters.trained for shape in group]
+        return self._parameters.trainable * MASTER + self._state_bytes(shapes) + self._parameters.saved_buffers
+
+    def export_bytes(self) -> int:
+        """An export: all weights in the dtype of the model."""
+        return self._parameters.total * self._how.weight + self._parameters.saved_buffers
+
+    @functools.lru_cache  # noqa: B019 - lives as long as this plan
+    def _body(self, samples: int, length: int, recompute: bool) -> Activations | None:
+        from ptrain.plan.activations import body
+
+        try:
+            return body(self._run.model, samples, length, recompute=recompute)
+        except Exception as error:  # whatever code of a model raises where there are no values
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = f"activations and logits: {type(self._run.model).__name__} can't be followed without values ({reason})"
+            if line not in self._unknown:
+                self._unknown.append(line)
+            return None
+
+    def _logits(self, labels: int, how: Sharding) -> int:
+        from ptrain.plan.activations import logits
+
+        return logits(self._run.model, labels, self._run.hf_config.get_text_config().vocab_size, tiled=how.stage != 3)
