@@ -1,4 +1,4 @@
-"""What the Tab key offers: recipes, code, plugins and the keys of overrides. It prints nothing and writes nothing."""
+"""What the Tab key offers: recipes, code, plugins, devices and the keys of overrides. It prints nothing and writes nothing."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def plugin_names(incomplete: str) -> list[str]:
         for name in {one.name for one in offers} | {one.distribution for one in offers}
         if name.startswith(incomplete)
     )
+
+
+def devices(incomplete: str) -> list[str]:
+    """What a plan can be made for."""
+    from ptrain.plan.devices import CPU, NOMINAL
+
+    return [name for name in (*sorted(NOMINAL), CPU) if name.startswith(incomplete)]
 
 
 def _document(ctx: typer.Context) -> Document:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
+from ptrain_cli.table import aligned
 
 if TYPE_CHECKING:
     from ptrain.account import Act, Setting
@@ -50,7 +51,7 @@ def command(
     typer.echo("Stages, each with what acts there, in the order in which it begins:\n")
     typer.echo("\n".join(_stage(stage, account.kind(stage), found) for stage, found in acts.items()))
     typer.echo("\nSettings:\n")
-    typer.echo(_table([_row(one) for one in settings]))
+    typer.echo(aligned([_row(one) for one in settings]))
     return 0
 
 
@@ -58,7 +59,7 @@ def _stage(stage: str, kind: str, acts: list[Act]) -> str:
     if not acts:
         return f"{stage} ({kind}): nobody"
     rows = [("", act.role, act.layer, act.origin, act.where) for act in acts]
-    return f"{stage} ({kind})\n{_table(rows)}"
+    return f"{stage} ({kind})\n{aligned(rows)}"
 
 
 def _row(one: Setting) -> tuple[str, ...]:
@@ -66,9 +67,3 @@ def _row(one: Setting) -> tuple[str, ...]:
     source = f"{one.origin}: {one.source}" if one.source else one.origin
     variables = f" (environment: {', '.join(one.environment)})" if one.environment else ""
     return one.key, value if len(value) <= 60 else f"{value[:57]}...", source + variables
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ptrain_cli import check, completion, data, explain, export, plugins, prepare, run, schema
+from ptrain_cli import check, completion, data, explain, export, plan, plugins, prepare, run, schema
 from ptrain_cli.commands import Commands
 from ptrain_cli.options import Debug
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("run", epilog=run.EXAMPLES)(run.command)
 app.command("check", epilog=check.EXAMPLES)(check.command)
 app.command("explain", epilog=explain.EXAMPLES)(explain.command)
+app.command("plan", epilog=plan.EXAMPLES)(plan.command)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.command)
 app.command("export", epilog=export.EXAMPLES)(export.command)
 app.command("schema", epilog=schema.EXAMPLES)(schema.command)

@@ -13,6 +13,9 @@ NAME = "the name of a model on the hub (with network), or a local folder that `s
 """What a `name_or_path` may be."""
 
 
+UNASKED = "it is not in the cache of the hub, and the hub is not asked"
+"""What is wrong where the network is switched off."""
+
 FILES = {
     "model": ["config.json", "adapter_config.json"],
     "tokenizer": ["tokenizer.json", "tokenizer*", "vocab*", "*.model"],
@@ -54,6 +57,7 @@ def explained(what: str, name: str) -> Iterator[None]:
         MissingModel: it is not here.
         ModelError: it can't be loaded.
     """
+    from huggingface_hub import is_offline_mode
     from huggingface_hub.errors import StrictDataclassError
 
     if fault := path_fault(name):
@@ -62,8 +66,8 @@ def explained(what: str, name: str) -> Iterator[None]:
         with _quiet():
             yield
     except (OSError, ValueError, ImportError, StrictDataclassError) as error:
-        reason = folder_fault(what, name) or said(error)
         absent = isinstance(error, OSError) and not Path(name).is_dir()
+        reason = UNASKED if absent and is_offline_mode() else folder_fault(what, name) or said(error)
         kind = MissingModel if absent else ModelError
         raise kind(f"the {what} `{name}` can't be loaded: {reason}", expected=NAME) from error
 

@@ -38,24 +38,33 @@ def token_logprobs(
             equally often.
     """
     where = labels != IGNORED
-    states, targets = hidden[where], labels[where]
-    rows = max(1, TILE_BYTES // (4 * vocabulary))
-    if not tiled or len(targets) <= rows:
-        values = pick_logprobs(head, states, targets)
-    else:
-        values = torch.cat(
-            [
-                checkpoint(pick_logprobs, head, s, t, use_reentrant=False)
-                for s, t in zip(states.split(rows), targets.split(rows), strict=True)
-            ]
-        )
+    values = picked(head, hidden[where], labels[where], vocabulary, tiled=tiled)
     return torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device).masked_scatter(where, values)
 
 
-def pick_logprobs(
+def picked(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary: int,
+    *,
+    tiled: bool,
+) -> torch.Tensor:
+    """log p(target) of each state, fp32 [n]: `states` [n, h], `targets` int64 [n]; see `token_logprobs`."""
+    rows = max(1, TILE_BYTES // (4 * vocabulary))
+    if not tiled or len(targets) <= rows:
+        return _logprobs(head, states, targets)
+    return torch.cat(
+        [
+            checkpoint(_logprobs, head, s, t, use_reentrant=False)
+            for s, t in zip(states.split(rows), targets.split(rows), strict=True)
+        ]
+    )
+
+
+def _logprobs(
     head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """log p(target) of each state, fp32 [n]: `states` [n, h], `targets` int64 [n]."""
     return _Pick.apply(head(states).float(), targets)
 
 

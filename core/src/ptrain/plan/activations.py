@@ -7,10 +7,10 @@ exception: kernels keep queries, keys, values, the result and one number a query
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ptrain.model.head import output_head
-from ptrain.model.logprobs import TILE_BYTES, pick_logprobs
+from ptrain.model.logprobs import picked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,41 +28,30 @@ TRACED = "ptrain_traced"
 """The name under which transformers finds the attention that is only counted."""
 
 
-@dataclass(frozen=True)
-class Activations:
-    """Bytes of the passes through the model's body for one micro-batch.
-
-    Attributes:
-        kept: from the forward pass for the backward pass.
-        peak: the most that is alive at a time, with what is computed again.
-    """
-
-    kept: int
-    peak: int
-
-
-def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool) -> Activations:
-    """What `samples` rows of `length` tokens take in the body of a model on `meta`.
+def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool) -> int:
+    """The most bytes that are alive at a time in the passes of a micro-batch through the body of a model on `meta`.
 
     Args:
+        samples, length: rows of the micro-batch, and the tokens of each.
         recompute: with activation checkpointing.
 
     Raises:
         Exception: whatever a model raises whose computation depends on values.
     """
     model.train()
-    if recompute:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_disable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has another name in newer versions of transformers
+        if recompute:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
     ids = torch.zeros(samples, length, dtype=torch.int64, device="meta")
     with _counted(model) as live:
         # With a mask, transformers does not look at positions, which have no values here.
         hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
-        kept = live.now
         if hidden.requires_grad:
             hidden.backward(torch.empty_like(hidden))
-    return Activations(kept, live.peak)
+    return live.peak
 
 
 def logits(model: PreTrainedModel, labels: int, vocabulary: int, *, tiled: bool) -> int:
@@ -73,13 +62,12 @@ def logits(model: PreTrainedModel, labels: int, vocabulary: int, *, tiled: bool)
     """
     if not labels:
         return 0
-    head, width, dtype = output_head(model), model.config.get_text_config().hidden_size, model.dtype
-    one = min(labels, max(1, TILE_BYTES // (4 * vocabulary))) if tiled else labels
+    head, width = output_head(model), model.config.get_text_config().hidden_size
     with _counted(model) as live:
-        states = torch.empty(one, width, dtype=dtype, device="meta", requires_grad=True)
-        pick_logprobs(head, states, torch.zeros(one, dtype=torch.int64, device="meta")).sum().backward()
-    # Beside a tile there are the states of all labels, and their gradients.
-    return live.peak + 2 * (labels - one) * width * dtype.itemsize
+        states = torch.empty(labels, width, dtype=model.dtype, device="meta", requires_grad=True)
+        targets = torch.zeros(labels, dtype=torch.int64, device="meta")
+        picked(head, states, targets, vocabulary, tiled=tiled).sum().backward()
+    return live.peak
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ptrain.plan.states import MASTER, Sharding, sharding, state_bytes, states
 
 if TYPE_CHECKING:
-    from ptrain.plan.activations import Activations
     from ptrain.plan.devices import Device
     from ptrain.plan.model import Parameters
     from ptrain.plan.rows import Batch
@@ -24,6 +23,7 @@ class Memory:
     """Bytes on one worker.
 
     Attributes:
+        dtype: that the model computes in.
         stage: of ZeRO.
         recompute: whether activations are computed again in the backward pass.
         samples, length: of the largest micro-batch, with padding.
@@ -35,6 +35,7 @@ class Memory:
         host: of what is offloaded to the memory of the machine.
     """
 
+    dtype: str
     stage: int
     recompute: bool
     samples: int
@@ -101,8 +102,8 @@ class Memories:
         found = states(self._parameters, how, self._state_bytes)
         body = self._body(batch.samples, batch.length, again)
         return Memory(
-            how.stage, again, batch.samples, batch.length, found.weights, found.gradients, found.optimizer,
-            body.peak if body is not None else None, self._logits(batch.labels, how) if body is not None else None,
+            self._run.recipe.model.dtype, how.stage, again, batch.samples, batch.length, found.weights, found.gradients, found.optimizer,
+            body, self._logits(batch.labels, how) if body is not None else None,
             found.buffers, found.update, found.host,
         )  # fmt: skip
 
@@ -121,7 +122,7 @@ class Memories:
             found.append(Choice(f"activations {changed}", self.of(batch, recompute=not self._recompute)))
             if batch.samples > 1:
                 found.append(Choice("micro_batch_size 1", self.of(one)))
-            found.append(Choice("the least: ZeRO 3, computed again, 1", self.of(one, stage=3, recompute=True)))
+            found.append(Choice("ZeRO 3, computed again, micro_batch_size 1", self.of(one, stage=3, recompute=True)))
         return found
 
     def resumable_bytes(self) -> int:
@@ -134,7 +135,7 @@ class Memories:
         return self._parameters.total * self._how.weight + self._parameters.saved_buffers
 
     @functools.lru_cache  # noqa: B019 - lives as long as this plan
-    def _body(self, samples: int, length: int, recompute: bool) -> Activations | None:
+    def _body(self, samples: int, length: int, recompute: bool) -> int | None:
         from ptrain.plan.activations import body
 
         try:

@@ -153,15 +153,16 @@ def _on_host(found: States, sizes: Parameters, how: Sharding, share: int) -> Sta
 
 
 def _sharded(sizes: Parameters, how: Sharding, state_bytes: StateBytes) -> States:
-    """Stage 3: each worker has its share of every parameter; in fp32 that is what the optimizer updates."""
+    """Stage 3: each worker has its share of every parameter; small ones are gathered once, others for each layer."""
     trained = [size for group in sizes.sizes for size in group]
     everything = [*trained, *sizes.frozen]
     shares = [sum(-(-size // how.workers) for size in group) for group in sizes.sizes]
-    share, half = sum(shares), how.weight < MASTER
+    share, several = sum(shares), how.workers > 1
     weights = sum(-(-size // how.workers) for size in everything) * how.weight
-    never = sum(size for size in everything if size < how.persistent) * how.weight
-    optimizer = state_bytes([(one,) for one in shares]) + (MASTER * share if half or how.optimizer_on_host else 0)
-    gathered = min(sum(everything), max(how.live, max(everything))) * how.weight
+    # What one worker gathers is what it has.
+    never = sum(size for size in everything if size < how.persistent) * how.weight if several else 0
+    gathered = min(sum(everything), max(how.live, max(everything))) * how.weight if several else 0
+    optimizer = state_bytes([(one,) for one in shares]) + MASTER * share
     updated = min(how.sub_group, max(shares)) * (MASTER + how.gradient)
     found = States(
         weights=weights + never + sizes.buffers,

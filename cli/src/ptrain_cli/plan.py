@@ -1,0 +1,229 @@
+"""`ptrain plan`: what a run will need, before it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ptrain_cli.completion import devices
+from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
+from ptrain_cli.table import aligned
+
+if TYPE_CHECKING:
+    from ptrain.plan.devices import Device
+    from ptrain.plan.disk import Saved
+    from ptrain.plan.forecast import Forecast
+    from ptrain.plan.memory import Memory
+
+EXAMPLES = """[bold]Examples[/bold]
+
+[dim]$[/dim] ptrain plan recipe.yaml
+
+[dim]$[/dim] ptrain plan recipe.yaml --workers 8 --device h100-80gb
+
+[dim]$[/dim] ptrain plan recipe.yaml --json | jq .memory
+"""
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "update")
+SAYS = {
+    "optimizer": "its state, with fp32 weights",
+    "buffers": "of DeepSpeed, in the backward pass",
+    "update": "in the optimizer step, without activations",
+}
+UNITS = (("GiB", 2**30), ("MiB", 2**20))
+WIDEST = 100
+
+
+def command(
+    recipe: Recipe,
+    override: Overrides = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-n", metavar="N", min=1, help="Workers of the run; by default as `run` would start."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=devices,
+            help="What each worker runs on, e.g. `h100-80gb` or `cpu`; by default what is here.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+    code: Code = None,
+    allow_code: AllowCode = False,
+    debug: Debug = False,
+) -> int:  # fmt: skip
+    """Tell what a run will need: steps, rates, memory, disk. Prepares data that is here; downloads nothing."""
+    from ptrain.directory import run_directory
+    from ptrain.launch.plan import Arguments, make_plan
+    from ptrain.launch.report import show, show_warnings
+    from ptrain.plan.devices import find
+    from ptrain.plan.forecast import forecast
+    from ptrain.recipe.load import load_recipe
+
+    show_warnings()
+    loaded = load_recipe(recipe, override or [], code=code, allow_code=allow_code)
+    found = find(device)
+    made = forecast(loaded, run_directory(loaded.recipe, recipe), workers or make_plan(Arguments()).world, found)
+    if as_json:
+        typer.echo(json.dumps(_plain(made), indent=1))
+        return 0
+    for warning in made.warnings:
+        show("warning", warning)
+    typer.echo("\n\n".join(_sections(made)))
+    return 0
+
+
+def _sections(made: Forecast) -> Iterator[str]:
+    yield _head(made)
+    for title, lines in (
+        ("steps", _steps(made)), ("data", _data(made)), ("memory of each worker", _memory(made)),
+        ("with another choice", _others(made)), ("checkpoints", _checkpoints(made)), ("not known", made.unknown),
+    ):  # fmt: skip
+        shown = [_wrapped(line) for line in lines]
+        if shown:
+            yield "\n".join([title, *shown])
+
+
+def _wrapped(line: str) -> str:
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    return textwrap.fill(
+        line, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _head(made: Forecast) -> str:
+    steps = f"{made.steps.last:,} optimizer steps" if made.steps else "optimizer steps not known"
+    workers = f"{made.workers} worker{'s' if made.workers > 1 else ''}"
+    if made.memory is None:
+        return f"{made.trainer} on {workers} ({made.device.name}): {steps}; memory not known"
+    need = _size(made.memory.peak)
+    return (
+        f"{made.trainer} on {workers}: {steps}; each needs {need} of {_size(made.device.bytes)} ({made.device.name}): "
+        + _verdict(made.memory, made.device, made.workers)
+    )
+
+
+def _verdict(memory: Memory, device: Device, workers: int) -> str:
+    from ptrain.plan.memory import ROOM
+
+    share = memory.share(device, workers)
+    if share > 1:
+        return "does not fit"
+    fits = "fits" if share <= ROOM else "may not fit, too little is left"
+    return fits if memory.activations is not None else f"{fits} without activations, which are not known"
+
+
+def _steps(made: Forecast) -> Iterator[str]:
+    found = made.steps
+    if found is None:
+        return
+    line = f"{found.total:,} optimizer steps of {found.samples:,} samples"
+    if found.per_epoch:
+        line += f", {found.per_epoch:,} an epoch: {found.total / found.per_epoch:.4g} epochs"
+    yield line
+    if found.last < found.total:
+        yield f"stops after step {found.last:,}"
+    if found.rates:
+        yield "learning rate: " + ", ".join(f"{one.rate:.3g} at step {one.step:,}" for one in found.rates)
+
+
+def _data(made: Forecast) -> Iterator[str]:
+    for split, rows in made.rows.items():
+        share = rows.supervised / rows.tokens if rows.tokens else 0.0
+        full = f", {rows.fullness:.1%} full" if rows.fullness is not None else ""
+        yield (
+            f"{split}: {rows.rows:,} rows, {rows.samples:,} samples{full}, {rows.tokens:,} tokens, {share:.1%} supervised"
+        )
+        if rows.dropped:
+            yield f"{split}: " + ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items())
+    if made.padding is not None:
+        yield f"padding: {made.padding:.1%} of what is computed"
+
+
+def _memory(made: Forecast) -> Iterator[str]:
+    memory, parameters = made.memory, made.parameters
+    if memory is None or parameters is None:
+        return
+    trained = "all trained" if not parameters.frozen else f"{_number(parameters.trainable)} trained"
+    yield (
+        f"{_number(parameters.total)} parameters, {trained}; {memory.dtype}, ZeRO {memory.stage}, activations "
+        f"{'computed again' if memory.recompute else 'kept'}; "
+        f"micro-batches up to {memory.samples} x {memory.length:,} tokens"
+    )
+    rows = [(name, _size(value), SAYS.get(name, "")) for name in PARTS if (value := getattr(memory, name))]
+    share = memory.share(made.device, made.workers)
+    shared = f", shared by {made.workers} workers" if made.device.kind == "cpu" and made.workers > 1 else ""
+    rows.append(("at most", _size(memory.peak), f"of {_size(made.device.bytes)}{shared}: {share:.0%}"))
+    if memory.host:
+        rows.append(("offloaded", _size(memory.host), "in the memory of the machine"))
+    yield from aligned(rows, numbers={1}).splitlines()
+
+
+def _others(made: Forecast) -> Iterator[str]:
+    if made.others:
+        rows = [
+            (choice.name, _size(choice.memory.peak), _verdict(choice.memory, made.device, made.workers))
+            for choice in made.others
+        ]
+        yield from aligned(rows, numbers={1}).splitlines()
+
+
+def _checkpoints(made: Forecast) -> Iterator[str]:
+    for one in made.saved:
+        yield f"{one.type}, {one.when}: {', '.join(_saving(one))}"
+
+
+def _saving(one: Saved) -> Iterator[str]:
+    if one.steps is not None and one.kept is not None:
+        yield f"{_times(one.steps)}, {one.kept:,} kept" if one.kept < len(one.steps) else _times(one.steps)
+    if one.bytes is None:
+        yield "size not known"
+    else:
+        yield f"{_size(one.bytes)} each"
+    if one.most:
+        few = "" if one.most <= one.free else ", which is too little"
+        yield f"{_size(one.most)} at most of {_size(one.free)} free{few}"
+
+
+def _times(steps: Sequence[int]) -> str:
+    """After which steps, the middle ones left out."""
+    if not steps:
+        return "never"
+    shown = [f"{step:,}" for step in steps]
+    if len(shown) == 1:
+        return f"once, after step {shown[0]}"
+    if len(shown) > 4:
+        shown = [*shown[:2], "...", shown[-1]]
+    return f"{len(steps):,} times, after steps {', '.join(shown)}"
+
+
+def _number(count: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return f"{count:,}"
+
+
+def _size(count: int) -> str:
+    unit, size = next((one for one in UNITS if count >= one[1]), UNITS[-1])
+    return f"{count / size:,.1f} {unit}"
+
+
+def _plain(made: Forecast) -> dict[str, Any]:
+    """The plan as JSON: what it says to people, in bytes."""
+    from dataclasses import asdict
+
+    def memory(one: Memory) -> dict[str, Any]:
+        verdict = _verdict(one, made.device, made.workers)
+        return {**asdict(one), "peak": one.peak, "share": one.share(made.device, made.workers), "verdict": verdict}
+
+    found, sizes = asdict(made), made.parameters
+    found["parameters"] = {"total": sizes.total, "trained": sizes.trainable} if sizes else None
+    found["memory"] = memory(made.memory) if made.memory else None
+    found["others"] = [{"name": one.name, **memory(one.memory)} for one in made.others]
+    return found
