@@ -80,7 +80,7 @@ def planned(recipe: dict[str, Any], world: int) -> dict[str, Any]:
     return {
         "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
         "activations": memory.activations, "logits": memory.logits, "update": memory.update, "host": memory.host,
-        "buffers": memory.buffers,
+        "peak": memory.peak,
         "trained": sizes.trainable, "total": sizes.total, "resumable": memories.resumable_bytes(),
     }  # fmt: skip
 
@@ -92,14 +92,14 @@ def storages(tensors: Iterable[Any]) -> dict[int, int]:
 
 
 def alive() -> list[torch.Tensor]:
-    """Every tensor that Python can reach."""
+    """Every tensor that was made since the case began and that Python can reach."""
     gc.collect()
     return [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and not one.is_meta]
 
 
 def measured(recipe: dict[str, Any], rank: int, world: int, followed: bool) -> dict[str, Any]:
     """What a worker really holds; where the passes through the model are `followed`, what they allocate too."""
-    before = alive()
+    gc.freeze()  # what is there already is neither looked at nor collected any more
     run = new_run(recipe, rank, world)
     run.device = torch.device("cpu")
     create_model(run)
@@ -108,26 +108,28 @@ def measured(recipe: dict[str, Any], rank: int, world: int, followed: bool) -> d
     run.engine = run.call("create_engine", model=run.model, optimizer=run.optimizer, scheduler=None)
     run.engine.train(True)
     batch = new_batch(run)
-    for _ in range(3):  # under ZeRO-3 the first ones are still being learnt from
-        for _ in range(run.accumulation):
-            passed = peak(lambda: one_pass(run, batch))
+    for _ in range(2):
+        all_passes(run, batch)
         gradients, after_backward = gradients_of(run), storages(alive())
         updated = peak(run.engine.update)
+    counted = storages(batch.values())
+    base = sum(size for key, size in storages(alive()).items() if key not in counted)
+    whole = peak(lambda: (all_passes(run, batch), run.engine.update()))
     weights = storages(t for p in run.model.parameters() for t in (p.data, getattr(p, "ds_tensor", None)))
     weights.update(storages(run.model.buffers()))
     optimizer = {key: size for key, size in storages(optimizer_tensors(run)).items() if key not in weights}
-    counted = storages([*before, *batch.values()])
     everything = {key: size for key, size in {**after_backward, **gradients}.items() if key not in counted}
     return {
         **found, "weights": sum(weights.values()), "gradients": sum(gradients.values()),
         "optimizer": sum(optimizer.values()), "everything": sum(everything.values()),
-        "passes": passed, "update": updated,
+        "update": updated, "peak": base + whole,
     }  # fmt: skip
 
 
-def one_pass(run: Run, batch: dict[str, Any]) -> None:
-    """Forward and backward of a micro-batch in the engine."""
-    run.engine.backward(-run.engine(lambda: log_probabilities(run, batch)).sum())
+def all_passes(run: Run, batch: dict[str, Any]) -> None:
+    """Forward and backward of the micro-batches of a step in the engine."""
+    for _ in range(run.accumulation):
+        run.engine.backward(-run.engine(lambda: log_probabilities(run, batch)).sum())
 
 
 def new_batch(run: Run) -> dict[str, Any]:

@@ -28,12 +28,13 @@ TRACED = "ptrain_traced"
 """The name under which transformers finds the attention that is only counted."""
 
 
-def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool) -> int:
+def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool, gradients: bool = False) -> int:
     """The most bytes that are alive at a time in the passes of a micro-batch through the body of a model on `meta`.
 
     Args:
         samples, length: rows of the micro-batch, and the tokens of each.
         recompute: with activation checkpointing.
+        gradients: count those of the parameters too, which grow while activations shrink.
 
     Raises:
         Exception: whatever a model raises whose computation depends on values.
@@ -46,7 +47,7 @@ def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool) 
         else:
             model.gradient_checkpointing_disable()
     ids = torch.zeros(samples, length, dtype=torch.int64, device="meta")
-    with _counted(model) as live:
+    with _counted(model, gradients) as live:
         # With a mask, transformers does not look at positions, which have no values here.
         hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
         if hidden.requires_grad:
@@ -71,16 +72,20 @@ def logits(model: PreTrainedModel, labels: int, vocabulary: int, *, tiled: bool)
 
 
 @contextmanager
-def _counted(model: PreTrainedModel) -> Iterator[_Live]:
-    """Within it, what is made is counted, but for parameters, buffers and what becomes the gradient of a parameter."""
+def _counted(model: PreTrainedModel, gradients: bool = False) -> Iterator[_Live]:
+    """Within it, what is made is counted, but for parameters and buffers; gradients of parameters until they are whole,
+    or all the time."""
     mode = _Live([*model.parameters(), *model.buffers()])
-    hooks = [p.register_post_accumulate_grad_hook(_forget) for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    hooks = [] if gradients else [p.register_post_accumulate_grad_hook(_forget) for p in trained]
     try:
         with mode:
             yield mode
     finally:
         for hook in hooks:
             hook.remove()
+        for parameter in trained:
+            parameter.grad = None
 
 
 def _forget(parameter: torch.Tensor) -> None:

@@ -30,6 +30,8 @@ class Memory:
         weights, gradients, optimizer: with the optimizer's fp32 weights.
         activations: of the body of the model, at their peak; None where they can't be found out.
         logits: of log-probabilities and their gradient; likewise.
+        growing: of activations and gradients together, at their peak, in a step in which gradients begin at nothing;
+            None where they are there all the time.
         buffers: of DeepSpeed in the backward pass.
         update: of DeepSpeed in the optimizer step, in which there are no activations.
         host: of what is offloaded to the memory of the machine.
@@ -45,16 +47,17 @@ class Memory:
     optimizer: int
     activations: int | None
     logits: int | None
+    growing: int | None
     buffers: int
     update: int
     host: int
 
     @property
     def peak(self) -> int:
-        """The most at a time, in the backward pass or in the optimizer step; as if logits and activations peaked
-        together."""
-        passes = (self.activations or 0) + (self.logits or 0) + self.buffers
-        return self.weights + self.gradients + self.optimizer + max(passes, self.update)
+        """The most at a time, in the passes or in the optimizer step; as if activations and logits peaked together."""
+        passes = (self.activations or 0) + (self.logits or 0)
+        passes = max(passes, self.growing) if self.growing is not None else passes + self.gradients
+        return self.weights + self.optimizer + max(passes + self.buffers, self.gradients + self.update)
 
     def share(self, device: Device, workers: int) -> float:
         """What is needed as a share of what the device has."""
@@ -101,10 +104,11 @@ class Memories:
         again = self._recompute if recompute is None else recompute
         found = states(self._parameters, how, self._state_bytes)
         body = self._body(batch.samples, batch.length, again)
+        anew = how.stage < 2 and not how.several and body is not None
         return Memory(
             self._run.recipe.model.dtype, how.stage, again, batch.samples, batch.length, found.weights, found.gradients, found.optimizer,
             body, self._logits(batch.labels, how) if body is not None else None,
-            found.buffers, found.update, found.host,
+            self._body(batch.samples, batch.length, again, True) if anew else None, found.buffers, found.update, found.host,
         )  # fmt: skip
 
     def others(self, batch: Batch, one: Batch) -> list[Choice]:
@@ -135,11 +139,11 @@ class Memories:
         return self._parameters.total * self._how.weight + self._parameters.saved_buffers
 
     @functools.lru_cache  # noqa: B019 - lives as long as this plan
-    def _body(self, samples: int, length: int, recompute: bool) -> int | None:
+    def _body(self, samples: int, length: int, recompute: bool, gradients: bool = False) -> int | None:
         from ptrain.plan.activations import body
 
         try:
-            return body(self._run.model, samples, length, recompute=recompute)
+            return body(self._run.model, samples, length, recompute=recompute, gradients=gradients)
         except Exception as error:  # whatever code of a model raises where there are no values
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             line = f"activations and logits: {type(self._run.model).__name__} can't be followed without values ({reason})"

@@ -113,9 +113,12 @@ def _whole(sizes: Parameters, how: Sharding, state_bytes: StateBytes) -> States:
         weights=sizes.total * how.weight + sizes.buffers,
         gradients=sizes.trainable * how.weight,
         optimizer=state_bytes(shapes) + (MASTER * sizes.trainable if half else 0),
-        # The gradients that are added over the workers are copied, a bucket at a time.
-        buffers=min(how.bucket, sizes.trainable) * how.weight if how.workers > 1 else 0,
-        update=MASTER * sizes.trainable if half else 0,
+        buffers=0,
+        # Gradients are added over the workers in copies, then, in 16 bit, updated with in fp32.
+        update=max(
+            min(BUCKET, sizes.trainable) * how.weight if how.workers > 1 else 0,
+            MASTER * sizes.trainable if half else 0,
+        ),
     )
 
 
@@ -128,14 +131,14 @@ def _flat(sizes: Parameters, how: Sharding, state_bytes: StateBytes) -> States:
     gradients = share * how.gradient if sharded else sizes.trainable * how.gradient
     # Stage 2 collects the gradients of a micro-batch beside those of the earlier ones, and adds them at its end.
     second = gradients if sharded and how.several and how.gradient == how.weight else 0
-    flattened = how.gradient if how.gradient < MASTER or sharded else 0
     found = States(
         weights=(sum(_aligned(sum(group), how.workers) for group in sizes.sizes) + sum(sizes.frozen)) * how.weight
         + sizes.buffers,
         gradients=gradients,
         optimizer=masters,
         buffers=how.bucket * how.weight + second,
-        update=largest * (MASTER + flattened) + (share * how.gradient if not sharded else 0),
+        # Stage 1 collects a worker's share of the gradients only now, and fp32 copies it.
+        update=largest * _flattened(how) + (share * how.gradient if not sharded or how.weight == MASTER else 0),
     )
     return _on_host(found, sizes, how, share) if how.optimizer_on_host else found
 
@@ -163,7 +166,7 @@ def _sharded(sizes: Parameters, how: Sharding, state_bytes: StateBytes) -> State
     never = sum(size for size in everything if size < how.persistent) * how.weight if several else 0
     gathered = min(sum(everything), max(how.live, max(everything))) * how.weight if several else 0
     optimizer = state_bytes([(one,) for one in shares]) + MASTER * share
-    updated = min(how.sub_group, max(shares)) * (MASTER + how.gradient)
+    updated = min(how.sub_group, max(shares)) * _flattened(how)
     found = States(
         weights=weights + never + sizes.buffers,
         gradients=share * how.gradient,
@@ -177,6 +180,11 @@ def _sharded(sizes: Parameters, how: Sharding, state_bytes: StateBytes) -> State
     if how.weights_on_host:
         found = replace(found, weights=never + sizes.buffers, host=found.host + weights)
     return found
+
+
+def _flattened(how: Sharding) -> int:
+    """Bytes of a gradient in an update: its copy in one flat tensor, and that in fp32 where it is not yet."""
+    return MASTER + (how.gradient if how.gradient < MASTER else 0)
 
 
 def _aligned(elements: int, workers: int) -> int:
