@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.torch_free
 
 Ptrain = Callable[..., tuple[int, str, str]]
-COMMANDS = ["run", "check", "explain", "prepare", "schema", "plugins"]
+COMMANDS = ["run", "check", "explain", "plan", "prepare", "schema", "plugins"]
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "pandas", "numpy"}
 PROBE = """
 import json, sys
@@ -53,6 +53,7 @@ def test_no_arguments_show_the_help(ptrain: Ptrain) -> None:
         "run",
         "check",
         "explain",
+        "plan",
         "prepare",
         "schema",
         "data",

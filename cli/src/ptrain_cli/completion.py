@@ -1,4 +1,4 @@
-"""What the Tab key offers: recipes, code, plugins, devices and the keys of overrides. It prints nothing and writes nothing."""
+"""What the Tab key offers: recipes, code, plugins, devices, keys of overrides. It prints nothing and writes nothing."""
 
 from __future__ import annotations
 

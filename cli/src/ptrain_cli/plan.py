@@ -30,7 +30,7 @@ EXAMPLES = """[bold]Examples[/bold]
 """
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "update")
 SAYS = {
-    "optimizer": "its state, with fp32 weights",
+    "optimizer": "its state, and the fp32 weights that it keeps",
     "buffers": "of DeepSpeed, in the backward pass",
     "update": "in the optimizer step, without activations",
 }
@@ -43,7 +43,9 @@ def command(
     override: Overrides = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-n", metavar="N", min=1, help="Workers of the run; by default as `run` would start."),
+        typer.Option(
+            "--workers", "-n", metavar="N", min=1, help="Workers of the run; by default as many as `ptrain run` takes here."
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -124,7 +126,8 @@ def _steps(made: Forecast) -> Iterator[str]:
         return
     line = f"{found.total:,} optimizer steps of {found.samples:,} samples"
     if found.per_epoch:
-        line += f", {found.per_epoch:,} an epoch: {found.total / found.per_epoch:.4g} epochs"
+        epochs = f"{found.total / found.per_epoch:.4g}"
+        line += f", {found.per_epoch:,} an epoch: {epochs} epoch{'' if epochs == '1' else 's'}"
     yield line
     if found.last < found.total:
         yield f"stops after step {found.last:,}"
@@ -135,10 +138,9 @@ def _steps(made: Forecast) -> Iterator[str]:
 def _data(made: Forecast) -> Iterator[str]:
     for split, rows in made.rows.items():
         share = rows.supervised / rows.tokens if rows.tokens else 0.0
-        full = f", {rows.fullness:.1%} full" if rows.fullness is not None else ""
-        yield (
-            f"{split}: {rows.rows:,} rows, {rows.samples:,} samples{full}, {rows.tokens:,} tokens, {share:.1%} supervised"
-        )
+        full = f" {rows.fullness:.1%} full" if rows.fullness is not None else ""
+        counts = f"{rows.rows:,} rows, {rows.samples:,} samples{full}, {rows.tokens:,} tokens"
+        yield f"{split}: {counts}, {share:.1%} supervised"
         if rows.dropped:
             yield f"{split}: " + ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items())
     if made.padding is not None:
@@ -155,19 +157,26 @@ def _memory(made: Forecast) -> Iterator[str]:
         f"{'computed again' if memory.recompute else 'kept'}; "
         f"micro-batches up to {memory.samples} x {memory.length:,} tokens"
     )
-    rows = [(name, _size(value), SAYS.get(name, "")) for name in PARTS if (value := getattr(memory, name))]
+    parts = [(name, value, SAYS.get(name, "")) for name in PARTS if (value := getattr(memory, name))]
     share = memory.share(made.device, made.workers)
+    part = f"{share:.0%}" if share >= 0.01 else "under 1%"
     shared = f", shared by {made.workers} workers" if made.device.kind == "cpu" and made.workers > 1 else ""
-    rows.append(("at most", _size(memory.peak), f"of {_size(made.device.bytes)}{shared}: {share:.0%}"))
+    parts.append(("at most", memory.peak, f"at a time: {part} of {_size(made.device.bytes)}{shared}"))
     if memory.host:
-        rows.append(("offloaded", _size(memory.host), "in the memory of the machine"))
+        parts.append(("offloaded", memory.host, "in the memory of the machine"))
+    rows = [(name, _size(value, memory.peak), says) for name, value, says in parts]
     yield from aligned(rows, numbers={1}).splitlines()
 
 
 def _others(made: Forecast) -> Iterator[str]:
     if made.others:
+        largest = max(choice.memory.peak for choice in made.others)
         rows = [
-            (choice.name, _size(choice.memory.peak), _verdict(choice.memory, made.device, made.workers))
+            (
+                choice.name,
+                _size(choice.memory.peak, largest),
+                _verdict(choice.memory, made.device, made.workers),
+            )
             for choice in made.others
         ]
         yield from aligned(rows, numbers={1}).splitlines()
@@ -209,8 +218,10 @@ def _number(count: int) -> str:
     return f"{count:,}"
 
 
-def _size(count: int) -> str:
-    unit, size = next((one for one in UNITS if count >= one[1]), UNITS[-1])
+def _size(count: int, like: int | None = None) -> str:
+    """Bytes for people; where a table has one unit, that of `like`, with enough digits for what is much smaller."""
+    least = 1 if like is None else 10
+    unit, size = next((one for one in UNITS if (like or count) >= least * one[1]), UNITS[-1])
     return f"{count / size:,.1f} {unit}"
 
 

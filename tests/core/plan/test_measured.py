@@ -24,7 +24,14 @@ OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 
 
 def case(
-    dtype: str, stage: int, *, model: Any = None, zero: Any = None, followed: bool = False, tile: int = 2**28, **keys: Any
+    dtype: str,
+    stage: int,
+    *,
+    model: Any = None,
+    zero: Any = None,
+    followed: bool = False,
+    tile: int = 2**28,
+    **keys: Any,
 ) -> dict[str, Any]:
     """A case of `plan_worker.py`."""
     recipe = {

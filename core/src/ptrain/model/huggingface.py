@@ -146,8 +146,10 @@ class HuggingFaceModel(Model):
         return (*base_of(folder), folder) if folder is not None else (name, revision, None)
 
     def _random(self, config: PretrainedConfig) -> bool:
+        if self.blank or self.config.config:
+            return True
         layers = self.config.hf_config_kwargs.get("num_hidden_layers")
-        return self.blank or bool(self.config.config) or (layers is not None and layers != self._from_name().num_hidden_layers)
+        return layers is not None and layers != self._from_name().num_hidden_layers
 
     def _dtype(self) -> torch.dtype:
         import torch

@@ -48,10 +48,11 @@ def find(name: str | None) -> Device:
     if known == CPU:
         return Device(CPU, CPU, memory_here())
     if known not in NOMINAL:
-        guess = closest(known, [*NOMINAL, CPU])
+        begun = [one for one in NOMINAL if known and one.startswith(known)]
+        guesses = begun or [guess for guess in [closest(known, [*NOMINAL, CPU])] if guess]
         raise LaunchError(
             f"--device {name}: unknown", expected=", ".join([*sorted(NOMINAL), CPU]),
-            fix=f"write `{guess}`" if guess else None,
+            fix="write " + " or ".join(f"`{guess}`" for guess in guesses) if guesses else None,
         )  # fmt: skip
     return Device(known, "cuda", NOMINAL[known] * GB)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ptrain.plan.states import MASTER, Sharding, sharding, state_bytes, states
 
@@ -102,14 +102,19 @@ class Memories:
         """What a worker needs; without further arguments as the recipe says."""
         how = self._how if stage is None else replace(self._how, stage=stage)
         again = self._recompute if recompute is None else recompute
-        found = states(self._parameters, how, self._state_bytes)
-        body = self._body(batch.samples, batch.length, again)
-        anew = how.stage < 2 and not how.several and body is not None
+        passes = self._passes(batch, how, again)
         return Memory(
-            self._run.recipe.model.dtype, how.stage, again, batch.samples, batch.length, found.weights, found.gradients, found.optimizer,
-            body, self._logits(batch.labels, how) if body is not None else None,
-            self._body(batch.samples, batch.length, again, True) if anew else None, found.buffers, found.update, found.host,
+            dtype=self._run.recipe.model.dtype, stage=how.stage, recompute=again, samples=batch.samples,
+            length=batch.length, **asdict(states(self._parameters, how, self._state_bytes)), **passes,
         )  # fmt: skip
+
+    def _passes(self, batch: Batch, how: Sharding, recompute: bool) -> dict[str, Any]:
+        body = self._body(batch.samples, batch.length, recompute)
+        if body is None:
+            return {"activations": None, "logits": None, "growing": None}
+        anew = how.stage < 2 and not how.several
+        growing = self._body(batch.samples, batch.length, recompute, gradients=True) if anew else None
+        return {"activations": body, "logits": self._logits(batch.labels, how), "growing": growing}
 
     def others(self, batch: Batch, one: Batch) -> list[Choice]:
         """What other choices would need.
@@ -146,7 +151,9 @@ class Memories:
             return body(self._run.model, samples, length, recompute=recompute, gradients=gradients)
         except Exception as error:  # whatever code of a model raises where there are no values
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            line = f"activations and logits: {type(self._run.model).__name__} can't be followed without values ({reason})"
+            line = (
+                f"activations and logits: {type(self._run.model).__name__} can't be followed without values ({reason})"
+            )
             if line not in self._unknown:
                 self._unknown.append(line)
             return None

@@ -6,9 +6,9 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ptrain.errors import MissingModel, PtrainError
+from ptrain.errors import MissingModel, PluginError
 from ptrain.plan.activations import TRACED
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ptrain.run import Run
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -100,29 +98,26 @@ def make_model(run: Run, unknown: list[str]) -> PreTrainedModel:
 
     quiet()
     part, model = run.parts.model, None
+    traced = getattr(part.config, "attn_implementation", "eager") != "eager"
     if isinstance(part, HuggingFaceModel):
-        _make_blank(part)
+        part.blank = True
+        if traced:
+            part.config = part.config.model_copy(update={"attn_implementation": TRACED})
         try:
             with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
                 model = run.call("create_model", config=run.hf_config)
-        except PtrainError:
-            raise
-        except Exception as error:  # whatever code of others raises where there are no weights
-            unknown.append(f"what plugins make of the model, since one failed without its weights: {_said(error)}")
+        except PluginError as error:
+            if error.__cause__ is None:
+                raise
+            # What code of others raises where there are no weights is no fault of it.
+            unknown.append(f"what plugins make of the model: {error.problems[0].message}")
     else:
         unknown.append(f"what the model part `{run.recipe.model.type}` makes of the configuration")
-    model = model if model is not None else checks.blank_model(run)
+    if model is None:
+        model = checks.blank_model(run)
+        if traced:
+            model.set_attn_implementation(TRACED)
     return model.to(getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[run.recipe.model.dtype]))
-
-
-def _make_blank(part: Any) -> None:
-    part.blank = True
-    if part.config.attn_implementation != "eager":
-        part.config = part.config.model_copy(update={"attn_implementation": TRACED})
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def make_optimizer(run: Run, model: PreTrainedModel) -> torch.optim.Optimizer:

@@ -20,22 +20,23 @@ READ_ONCE = (
 def offline() -> Iterator[None]:
     """Within it, the libraries of the hub find what is in their caches and ask nobody."""
     before = {name: os.environ.get(name) for name in VARIABLES}
+    loaded = {(module, name): getattr(sys.modules[module], name) for module, name in _there()}
     os.environ.update(dict.fromkeys(VARIABLES, "1"))
-    loaded = [(sys.modules[module], name) for module, name in READ_ONCE if module in sys.modules]
-    values = [(module, name, getattr(module, name)) for module, name in loaded if hasattr(module, name)]
-    for module, name, _ in values:
-        setattr(module, name, True)
+    for module, name in loaded:
+        setattr(sys.modules[module], name, True)
     try:
         yield
     finally:
-        for module, name, value in values:
-            setattr(module, name, value)
         for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
+            os.environ.pop(name)
+            if value is not None:
                 os.environ[name] = value
-        for module, name in READ_ONCE:
-            # What was imported meanwhile read what stands here alone.
-            if module in sys.modules and (sys.modules[module], name) not in loaded and hasattr(sys.modules[module], name):
-                setattr(sys.modules[module], name, before[VARIABLES[0]] == "1")
+        asked = before["HF_HUB_OFFLINE"] in ("1", "ON", "YES", "TRUE")
+        for module, name in _there():
+            # What was imported meanwhile knows only what the variables said within.
+            setattr(sys.modules[module], name, loaded.get((module, name), asked))
+
+
+def _there() -> list[tuple[str, str]]:
+    """Those of `READ_ONCE` that are imported and have the name."""
+    return [(module, name) for module, name in READ_ONCE if hasattr(sys.modules.get(module), name)]

@@ -128,20 +128,19 @@ def largest_batch(run: Run, rows: Dataset | None, samples: int) -> Batch:
 def row_lengths(rows: Dataset) -> np.ndarray:
     """Tokens of each row, int64 [rows]."""
     import numpy as np
-    import pyarrow.compute as pc
 
-    tables = rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
-    return np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in tables]).astype(np.int64)  # type: ignore[index]
+    tables: Any = rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=10_000)
+    chunks = (chunk for table in tables for chunk in table["input_ids"].chunks)
+    return np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks]).astype(np.int64)
 
 
 def _labels(rows: Dataset) -> Iterator[np.ndarray]:
     """Labels of each row, a block of rows at a time."""
     import numpy as np
-    import pyarrow.compute as pc
 
     table: Any
     for table in rows.select_columns(["labels"]).with_format("arrow").iter(batch_size=1000):
         column = table["labels"].combine_chunks()
-        ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
+        ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
         before = np.concatenate([[0], np.cumsum(column.flatten().to_numpy(zero_copy_only=False) != -100)])
         yield before[ends] - before[np.concatenate([[0], ends[:-1]])]

@@ -1,7 +1,7 @@
 """What DeepSpeed keeps on a worker, by ZeRO stage: weights, gradients, optimizer state, buffers.
 
 At stage 0 a worker has all of it; stage 1 shards the optimizer's state with its fp32 weights, stage 2 the gradients
-too, stage 3 the weights of the model as well. These are the rules of DeepSpeed 0.19, as `tests/core/plan` measures them.
+too, stage 3 the weights of the model as well. The rules are those of DeepSpeed 0.19, and tests measure them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,190 @@
+"""Plans of recipes: what is refused, what is not known, and what layers of others change."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptrain import Feature, hookimpl
+from ptrain.catalog import Catalog, Offer
+from ptrain.errors import PtrainError
+from ptrain.parts import Scheduler
+from ptrain.plan.devices import Device
+from ptrain.plan.forecast import Forecast, forecast
+from ptrain.plan.offline import offline
+from ptrain.recipe.load import load_recipe
+from ptrain.recipe.sections import SchedulerConfig
+
+RECIPE: dict[str, Any] = {
+    "type": "sft",
+    "model": {
+        "config": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                   "num_attention_heads": 2, "num_key_value_heads": 2},
+        "dtype": "fp32",
+    },
+    "tokenizer": {"type": "train", "vocab_size": 320},
+    "data": {"sources": [{"type": "tasks", "count": 100}], "max_length": 64},
+    "micro_batch_size": 4,
+    "train_iters": 3,
+}  # fmt: skip
+GPU = Device("a GPU", "cuda", 10**9)
+
+
+class Frozen(Feature):
+    """Freezes all but the last layer, and adds a parameter."""
+
+    @hookimpl(wrapper=True)
+    def create_model(self) -> Any:
+        """The model, changed."""
+        model = yield
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("layers.1" in name)
+        model.added = torch.nn.Parameter(torch.zeros(7))
+        return model
+
+
+class Peeking(Feature):
+    """Reads values of weights, which a plan has none of."""
+
+    @hookimpl(wrapper=True)
+    def create_model(self) -> Any:
+        """The model, looked at."""
+        model = yield
+        model.lm_head.weight.sum().item()
+        return model
+
+
+class OneCycle(Scheduler):
+    """A schedule that can only be gone through."""
+
+    class Config(SchedulerConfig):
+        """Keys of it."""
+
+    def create(self, run: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+        """torch's own."""
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total_steps, cycle_momentum=False)
+
+
+@pytest.fixture
+def plan(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the plan of the recipe with other keys; all share one cache."""
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path_factory.getbasetemp() / "plan-cache"
+    offers = {
+        Offer("plugin", "frozen", "tests", "0", "tests"): Frozen,
+        Offer("plugin", "peeking", "tests", "0", "tests"): Peeking,
+        Offer("scheduler", "one-cycle", "tests", "0", "tests"): OneCycle,
+    }
+
+    def make(overrides: list[str] = [], workers: int = 1, device: Device = GPU) -> Forecast:  # noqa: B006
+        catalog = Catalog.installed().with_classes(offers)
+        loaded = load_recipe(RECIPE, [f"data.cache_dir={cache}", *overrides], catalog=catalog)
+        return forecast(loaded, Path("nowhere"), workers, device)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.config.hidden_sise=3", "`hidden_size`"),
+        ("eval_interval=2", "there are no rows for them"),
+        ("scheduler={type: wsd, num_warmup_steps: 3, num_decay_steps: 3}", "do not fit in 3 steps"),
+        ("data.sources=[{type: jsonl, path: broken.jsonl}]", "this line is no JSON"),
+        ("tokenizer.chat_template=nothing", "no chat template `nothing`"),
+    ],
+)
+def test_what_a_run_would_stop_on_is_refused(plan: Any, override: str, said: str) -> None:
+    Path("broken.jsonl").write_text("{\n")
+    with pytest.raises(PtrainError) as found:
+        plan([override])
+    assert said in str(found.value) and found.value.exit_code == 2
+
+
+def test_too_many_workers_are_refused(plan: Any) -> None:
+    with pytest.raises(PtrainError, match="fewer than one batch of 400"):
+        plan(workers=100)
+
+
+def test_a_vocabulary_that_is_asked_for_is_enough(plan: Any) -> None:
+    """Without the data there is no tokenizer yet, but the recipe says how large it will be."""
+    found = plan(["data.sources=[{type: jsonl, path: gone.jsonl}]"])
+    assert found.unknown[0] == "rows, tokens and what follows from them: there is no file `gone.jsonl`"
+    known = plan()
+    assert found.parameters.total == known.parameters.total == known.parameters.trainable
+    assert (found.rows, found.padding, found.steps.per_epoch) == ({}, None, None) and found.steps.total == 3
+    # Rows as long as they can be.
+    assert (found.memory.samples, found.memory.length) == (4, 64) and known.memory.length < 64
+    assert found.memory.activations > known.memory.activations
+
+
+def test_layers_may_change_the_model(plan: Any) -> None:
+    changed, plain = plan(["plugins={frozen: {}}"]), plan()
+    layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
+    assert changed.parameters.trainable == layer + 7
+    assert changed.parameters.total == plain.parameters.total + 7
+    assert changed.memory.gradients == 4 * (layer + 7)
+
+
+def test_a_layer_that_needs_weights_is_named(plan: Any) -> None:
+    found = plan(["plugins={peeking: {}}"])
+    assert any(line.startswith("what plugins make of the model: `create_model` of `peeking`") for line in found.unknown)
+    assert found.parameters.total == plan().parameters.total and found.memory.activations > 0
+
+
+def test_a_schedule_without_a_function_is_gone_through(plan: Any) -> None:
+    rates = {one.step: one.rate for one in plan(["scheduler={type: one-cycle}", "train_iters=10"]).steps.rates}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10, cycle_momentum=False)
+    expected = {}
+    for step in range(1, 11):
+        expected[step] = schedule.get_last_lr()[0]
+        optimizer.step()
+        if step < 10:
+            schedule.step()
+    assert list(rates) == [1, 3, 5, 8, 10]
+    assert rates == pytest.approx({step: expected[step] for step in rates})
+
+
+def test_where_the_passes_cannot_be_followed_the_rest_is_known(plan: Any) -> None:
+    """Experts are chosen by values, of which there are none."""
+    experts = "model.config={model_type: mixtral, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
+    found = plan([experts + "num_attention_heads: 2, num_key_value_heads: 2, num_local_experts: 4}"])
+    memory = found.memory
+    if memory.activations is None:
+        assert memory.logits is None and any("can't be followed" in line for line in found.unknown)
+    assert memory.weights == 4 * found.parameters.total + found.parameters.buffers
+
+
+def test_choices_change_what_they_say(plan: Any) -> None:
+    """Of eight workers in 16 bit, each stage of ZeRO keeps less; sums are those of the parts."""
+    found = plan(["model.dtype=bf16", "micro_batch_size=2", "deepspeed={zero_optimization: {reduce_bucket_size: 1000}}"],
+                 workers=8)  # fmt: skip
+    others = {choice.name: choice.memory for choice in found.others}
+    assert list(others) == [
+        "ZeRO 0", "ZeRO 1", "ZeRO 3", "activations kept", "micro_batch_size 1",
+        "ZeRO 3, computed again, micro_batch_size 1",
+    ]  # fmt: skip
+    kept = [one.weights + one.gradients + one.optimizer for one in (others["ZeRO 0"], others["ZeRO 1"], found.memory)]
+    assert kept == sorted(kept, reverse=True) and others["ZeRO 3"].optimizer == pytest.approx(kept[-1] * 0, abs=10**6)
+    assert others["activations kept"].activations > found.memory.activations > others["micro_batch_size 1"].activations
+    assert found.memory.share(GPU, 8) == found.memory.peak / 10**9
+    on_cpu = plan(device=Device("cpu", "cpu", 10**9), workers=2)
+    assert not on_cpu.memory.recompute and on_cpu.memory.share(on_cpu.device, 2) == 2 * on_cpu.memory.peak / 10**9
+
+
+def test_nobody_is_asked_while_a_plan_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the libraries of the hub were imported before; afterwards all is as it was."""
+    import datasets.config
+    from huggingface_hub import constants, is_offline_mode
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with offline():
+        assert is_offline_mode() and datasets.config.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert not is_offline_mode() and not datasets.config.HF_HUB_OFFLINE and "HF_HUB_OFFLINE" not in os.environ
