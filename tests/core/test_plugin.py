@@ -326,6 +326,45 @@ def test_only_one_plugin_replaces_step_but_user_code_may() -> None:
     assert stack(replacing("One"), user=module).call("step", run=None, batches=[]).loss == -2.0
 
 
+def test_state_is_asked_for_by_name() -> None:
+    """What fails in `save_state` or `load_state` is named; a state is given to its own layer alone."""
+    given: list[Any] = []
+
+    class Keeper(Base):
+        @ptrain.hookimpl
+        def save_state(self) -> dict[str, int]:
+            raise ZeroDivisionError("no state")
+
+        @ptrain.hookimpl
+        def load_state(self, state: Any) -> None:
+            given.append(state)
+            if state is None:
+                raise ZeroDivisionError("no state")
+
+    one = stack(Keeper())
+    with pytest.raises(PluginError, match=r"`save_state` of `keeper` \(toy 1.0\) failed.*ZeroDivisionError"):
+        one.collect("save_state", run=None)
+    one.tell("load_state", "keeper", run=None, state=1)
+    one.tell("load_state", "other", run=None, state=2)
+    assert given == [1]
+    with pytest.raises(PluginError, match=r"`load_state` of `keeper` \(toy 1.0\) failed.*ZeroDivisionError"):
+        one.tell("load_state", "keeper", run=None, state=None)
+
+
+def test_what_core_itself_raises_has_its_own_cause() -> None:
+    """Not itself: whoever follows the causes to the first one would never end."""
+    first = OSError("disk")
+
+    class Broken(Core):
+        @ptrain.hookimpl
+        def count(self, run: Any, batch: Any) -> dict[str, float]:
+            raise ValueError("core") from first
+
+    with pytest.raises(ValueError, match="core") as caught:
+        Stack([Layer(Broken(), "core", "ptrain-core 0")]).call("count", run=None, batch=1)
+    assert caught.value.__cause__ is first
+
+
 def test_ordinary_names_in_user_code_are_left_alone() -> None:
     """In a user's module `load` and `split` mean nothing unless they take `run` and were forgotten to be marked."""
     module = types.ModuleType("train")

@@ -1,6 +1,4 @@
-"""One worker that trains many prepared runs one after another, because starting a worker costs seconds.
-
-    python many_runs.py run.json run.json ...
+"""One worker that trains many prepared runs one after another, because starting a worker takes time.
 
 RANK, WORLD_SIZE and the like come from the environment, as for any worker. Each run directory gets
 `outcome.json`, and from each rank the digests of the token ids of every step; its losses are in its own
@@ -12,9 +10,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +58,8 @@ def record_ids(run: Any) -> None:
     run.stack.call = recorded
 
 
-def main(specs: list[str]) -> int:
-    """Train each; 0 when all went through."""
+def main(specs: list[str]) -> None:
+    """Train each."""
     for spec in map(Path, specs):
         cut = Cut(spec.parent)
         run = cut.run = open_spec(spec, cut)
@@ -79,16 +74,3 @@ def main(specs: list[str]) -> int:
             (spec.parent / "outcome.json").write_text(json.dumps(done))
         del run, cut
         gc.collect()
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Tearing the interpreter down after DeepSpeed takes a second.
-    os._exit(code)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import conversations, finish, losses, run, start, wait_for_steps, write_rows
+from harness import finish, losses, run, start, wait_for_steps
+
+from ptrain.testing.rows import conversations, write_rows
 
 
 @pytest.mark.parametrize("workers", [1, 2])

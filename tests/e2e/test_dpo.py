@@ -15,11 +15,13 @@ import bare_loop
 import pytest
 import torch
 import yaml
-from harness import conversations, losses, merged, metrics, run, run_workers, write_rows
+from harness import losses, metrics, run, run_workers
 from safetensors.torch import load_file, save_file
 from test_oracle import exported, token_rows
 
 import ptrain
+from ptrain.testing.recipes import merged
+from ptrain.testing.rows import conversations, write_rows
 
 BETA = 0.3
 CUTS = [(8, 1), (2, 4)]

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import losses, merged, run_workers
+from harness import losses, run_workers
 from safetensors.torch import load_file
+
+from ptrain.testing.recipes import merged
 
 SAVES = [
     {"type": "deepspeed", "save_every_n_steps": 3},
@@ -56,7 +58,7 @@ def test_a_checkpoint_of_another_model_is_refused(recipes: Any, prepared: Any, t
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluation_does_not_depend_on_the_batches(workers: int, recipes: Any, prepared: Any, tmp_path: Path) -> None:
     """13 ragged rows: the same loss to 1e-6 for evaluation batches of 1, 2, 3 and 13, on 1 and 2 workers."""
-    from harness import conversations, write_rows
+    from ptrain.testing.rows import conversations, write_rows
 
     path = write_rows(tmp_path / "eval.jsonl", conversations(13, seed=5))
     specs = []

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import conversations, differences, left, run_workers, write_rows
+from harness import differences, left, run_workers
+
+from ptrain.testing.rows import conversations, write_rows
 
 MOMENTS = ("mid-epoch", "end of an epoch", "killed a step after a save", "inside an evaluation")
 SAVE_EVERY, EVALUATE_EVERY, EPOCHS = 3, 2, 3

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from harness import losses, merged, metrics, run_workers
+from harness import losses, metrics, run_workers
 
 from ptrain.checkpoint import store
 from ptrain.errors import PtrainError
 from ptrain.job import prepare_run
 from ptrain.recipe.load import load_recipe
+from ptrain.testing.recipes import merged
+from ptrain.testing.workers import WorkerFailed
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_a_failing_hook_is_named_and_costs_no_checkpoint(mistake: str, says: str
     """
     saves = [{"type": "deepspeed", "save_every_n_steps": 2}]
     spec = with_code(code, checkpoint=saves)
-    with pytest.raises(AssertionError, match="(?s)" + says):
+    with pytest.raises(WorkerFailed, match="(?s)" + says):
         run_workers([spec], 1)
     assert store.newest_good(spec.parent / "checkpoints", report=pytest.fail).name == "step-00000002"
     (spec.parent / "mended").touch()
@@ -197,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(with_code: Any) -> No
     keep = [{"type": "deepspeed", "save_every_n_steps": 2, "keep_last": 1}]
     for workers in (1, 2):
         spec = with_code(code, f"run{workers}", checkpoint=keep, train_iters=8)
-        with pytest.raises(AssertionError, match="the loss of step 5 is nan; the weights were not changed"):
+        with pytest.raises(WorkerFailed, match="the loss of step 5 is nan; the weights were not changed"):
             run_workers([spec], workers)
         assert [p.name for p in sorted((spec.parent / "checkpoints").glob("step-*"))] == ["step-00000004"]
 

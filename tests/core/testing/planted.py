@@ -185,6 +185,34 @@ class Noise(ptrain.Feature):
         return ptrain.Loss({name: value * (1 + self.random.random()) for name, value in loss.sums.items()})
 
 
+class Steady(ptrain.Feature):
+    """Nothing is wrong with it: a loss that grows a little, with its state saved."""
+
+    class Config(ptrain.Config):
+        growth: float = 0.1
+        """How much the loss grows in a step."""
+
+    steps = 0
+
+    @ptrain.hookimpl(wrapper=True)
+    def loss(self, run, batch):
+        loss = yield
+        factor = 1 + self.config.growth * self.steps
+        return ptrain.Loss({name: factor * value for name, value in loss.sums.items()})
+
+    @ptrain.hookimpl
+    def on_step_end(self, run, result):
+        self.steps += 1
+
+    @ptrain.hookimpl
+    def save_state(self, run):
+        return {"steps": self.steps}
+
+    @ptrain.hookimpl
+    def load_state(self, run, state):
+        self.steps = state["steps"]
+
+
 # Parts
 
 

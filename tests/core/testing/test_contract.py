@@ -1,4 +1,4 @@
-"""What is promised of plugins holds for core's own parts, one of each kind, and for a feature."""
+"""What is promised of plugins holds for core's own parts, one of each kind."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ptrain.testing.checks import ALL, FAILED, LEFT_OUT, OK
+from ptrain.testing.checks import ALL, FAILED, LEFT_OUT, OK, applicable
 from ptrain.testing.study import Study
 
 POINTS = {
@@ -20,7 +20,7 @@ POINTS = {
         "WrongArgument", "Undocumented", "Untyped", "Open", "Percent", "Nan", "Careless", "MeanOfMicroBatch", "RowsByHand",
         "Forgets", "Remembers", "Needy",
     ],
-    "plugin": ["Noise"],
+    "plugin": ["Noise", "Steady"],
     "source": ["SizeAlone", "OfThisProcess", "NoJson", "RawError", "Listed"],
     "tokenizer": ["Unsaved"],
     "optimizer": ["Everything"],
@@ -116,6 +116,12 @@ def test_a_planted_defect_is_found(kind: str, name: str, check: str, message: st
     assert name in outcome.reason and "ptrain-planted 1.2" in outcome.reason
 
     assert re.search(message, outcome.reason, re.DOTALL), outcome.reason
+
+
+@pytest.mark.parametrize("check", applicable("plugin"), ids=lambda check: check.name)
+def test_nothing_is_found_where_nothing_is_wrong(check: Any, study: Any) -> None:
+    outcome = check.outcome(study("plugin", "Steady"))
+    assert outcome.state == OK, outcome.reason
 
 
 def test_a_package_that_is_imported_unasked(
