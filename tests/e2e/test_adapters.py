@@ -11,12 +11,13 @@ from typing import Any
 import bare_loop
 import pytest
 import torch
-from harness import losses, merged, run, run_workers
+from harness import losses, run, run_workers
 from safetensors.torch import load_file, save_file
 from test_oracle import token_rows
 
 from ptrain.errors import ModelError, PtrainError
 from ptrain.export import export
+from ptrain.testing.recipes import merged
 
 TARGETS = ("q_proj", "down_proj")
 R, ALPHA = 4, 8
