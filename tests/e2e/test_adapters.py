@@ -42,11 +42,9 @@ class Lora(torch.nn.Module):
         return self.layer(x) + ALPHA / R * (x @ self.a.T @ self.b.T)
 
 
-def lora_model(base: Path, weights: dict[str, torch.Tensor]) -> tuple[Any, dict[str, Lora]]:
-    """The model in `base` with adapters of our own, of these weights; and the adapters by place."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).requires_grad_(False)
+def lora_model(model: Any, weights: dict[str, torch.Tensor]) -> tuple[Any, dict[str, Lora]]:
+    """`model` with adapters of our own, of these weights; and the adapters by place."""
+    model.requires_grad_(False)
     places = {}
     for name in sorted({name.rpartition(".lora_")[0] for name in weights}):
         parent = model.get_submodule(name.removeprefix("base_model.model.").rpartition(".")[0])
@@ -81,6 +79,8 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_equals_the_bare_loop(workers: int, recipes: Any, prepared: Any, adapter: Path, tiny_model: Path) -> None:
     """An adapter that is trained further: losses and its weights to 1e-5, however the batch is cut, ZeRO 0 to 3."""
+    from transformers import AutoModelForCausalLM
+
     cases = list(zip(STAGES, [(8, 1), (2, 4), (4, 2)], strict=True))
     specs = [
         prepared(recipes(
@@ -91,7 +91,8 @@ def test_equals_the_bare_loop(workers: int, recipes: Any, prepared: Any, adapter
         for stage, cut in cases
     ]  # fmt: skip
     run_workers(specs, workers)
-    model, places = lora_model(tiny_model, load_file(adapter / FILE))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model, places = lora_model(base, load_file(adapter / FILE))
     steps = len(losses(specs[0]))
     expected = bare_loop.train(model, token_rows(specs[0]), batch=8 * workers, steps=steps, lr=1e-3, seed=42)
     assert steps >= 4
@@ -106,6 +107,35 @@ def test_equals_the_bare_loop(workers: int, recipes: Any, prepared: Any, adapter
             for part, value in (("A", lora.a), ("B", lora.b)):
                 difference = (found[f"{name}.lora_{part}.weight"] - value).abs().max().item()
                 assert difference <= 1e-5, (where, name, part, difference)
+
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def test_rounded_weights(recipes: Any, prepared: Any, adapter: Path, tiny_model: Path) -> None:
+    """QLoRA is LoRA on the rounded weights, made numbers again: losses and adapter to 1e-5; and so is what is merged."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = {"name_or_path": str(adapter), "quantization_config": NF4}
+    recipe = recipes(model=model, micro_batch_size=4, epochs=1, checkpoint=SAVES)
+    spec = prepared(merged(recipe, {"checkpoint": [SAVES[0], {**SAVES[1], "verify": True}]}))
+    run_workers([spec], 2)
+    rounded = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=BitsAndBytesConfig(**NF4))
+    base = rounded.dequantize(torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert (base.model.layers[0].mlp.up_proj.weight - plain.model.layers[0].mlp.up_proj.weight).abs().max() > 1e-3
+    oracle, places = lora_model(base, load_file(adapter / FILE))
+    steps = len(losses(spec))
+    expected = bare_loop.train(oracle, token_rows(spec), batch=8, steps=steps, lr=1e-3, seed=42)
+    torch.testing.assert_close(losses(spec), expected, atol=1e-5, rtol=0)
+    found = load_file(spec.parent / "model" / "latest" / FILE)
+    for name, lora in places.items():
+        assert (found[f"{name}.lora_A.weight"] - lora.a).abs().max() <= 1e-5, name
+        assert (found[f"{name}.lora_B.weight"] - lora.b).abs().max() <= 1e-5, name
+    whole = AutoModelForCausalLM.from_pretrained(export(spec.parent, merge=True))
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids).logits, oracle(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -187,6 +217,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a prompt": ({"peft_config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}}, "before the prompt"),
     "a schedule": ({"peft_config": {"peft_type": "ADALORA"}}, "calls of its own"),
     "layers": ({"peft_config": {"target_modules": ["nope"]}}, "nope"),
+    "rounded": ({"quantization_config": NF4}, "can't be trained"),
+    "rounded how": ({"quantization_config": {"load_4bit": True}, "peft_config": LORA}, "no key `load_4bit`"),
     "random weights": ({"name_or_path": "", "config": {"model_type": "llama"}, "peft_config": LORA}, "loaded again"),
 }
 

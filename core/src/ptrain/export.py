@@ -47,7 +47,7 @@ def export(directory: Path, to: Path | None = None, *, merge: bool = False, code
         RecipeError: there is no such run, or `to` is not empty.
         CheckpointError: the run has saved nothing to export, or what is written would not load again.
     """
-    run = _open(directory, code)
+    run = _open(directory, code, merge)
     target = (to or run.dir / ("merged" if merge else "exported")).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"`{target}` is there already, and not empty", fix="give another folder with `--to`")
@@ -57,13 +57,14 @@ def export(directory: Path, to: Path | None = None, *, merge: bool = False, code
     return _write(run, target)
 
 
-def _open(directory: Path, code: Path | None) -> Run:
+def _open(directory: Path, code: Path | None, merge: bool) -> Run:
     """The run in a directory, with its model as it was before the first step."""
     import torch
 
     from ptrain import setup
     from ptrain.data.cache import prepare
     from ptrain.engine import quiet
+    from ptrain.model.huggingface import HuggingFaceModel
 
     found = directory if (directory / SPEC).is_file() else newest_run(directory)
     if found is None:
@@ -80,6 +81,8 @@ def _open(directory: Path, code: Path | None) -> Run:
     run.device = torch.device("cpu")
     checks.check_paths(run)
     prepare(run)
+    if merge and isinstance(run.parts.model, HuggingFaceModel):
+        run.parts.model.dequantized = True
     setup.create_model(run)
     run.engine = Asked()  # type: ignore[assignment]
     return run
@@ -117,7 +120,8 @@ def _read(run: Run, path: Path) -> None:
     from ptrain.results import Progress
 
     state, reader = saved_state(path), Reader(path)
-    check_model(run, path, state)
+    if not getattr(run.parts.model, "dequantized", False):
+        check_model(run, path, state)
     run.progress = Progress(**state["progress"])
     with torch.no_grad():
         for name, value in [*engine_state.trainable(run.model), *engine_state.buffers(run.model)]:

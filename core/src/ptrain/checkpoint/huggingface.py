@@ -140,7 +140,7 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
         conversation = ASKED if run.tokenizer.chat_template else None
         question = {
             "ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation,
-            "dtype": str(run.model.dtype).removeprefix("torch."),
+            "dtype": run.recipe.model.dtype, "rounded": getattr(run.recipe.model, "quantization_config", {}),
         }  # fmt: skip
         asked.write_text(json.dumps(question), encoding="utf-8")
         command = guard.guarded([sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)])

@@ -15,7 +15,8 @@ def main(folder: str, asked: str, out: str) -> None:
     Args:
         folder: the export.
         asked: a JSON file with `ids`, the token ids, `trust_remote_code`, and `conversation`: messages of which the
-            tokenizer makes a prompt (its ids are written as `prompt`), or null; `dtype`, that of training.
+            tokenizer makes a prompt (its ids are written as `prompt`), or null; `dtype` and `rounded`, as the
+            recipe has them (`model.dtype`, `model.quantization_config`).
     """
     import torch
     from jinja2 import TemplateError
@@ -26,7 +27,7 @@ def main(folder: str, asked: str, out: str) -> None:
     trusted = question["trust_remote_code"]
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     adapted = Path(folder, "adapter_config.json").is_file()
-    model = _adapted(folder, trusted, question["dtype"]) if adapted else _model(folder, trusted)
+    model = _adapted(folder, trusted, question) if adapted else _model(folder, trusted)
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([question["ids"]]), use_cache=False).logits[0]
     found = {"logits": logits.contiguous()}
@@ -51,16 +52,22 @@ def _model(folder: str, trusted: bool) -> Any:
     return model
 
 
-def _adapted(folder: str, trusted: bool, dtype: str) -> Any:
-    """The model that an adapter belongs to, in the dtype that it was trained with, and the adapter in it."""
+def _adapted(folder: str, trusted: bool, question: dict[str, Any]) -> Any:
+    """The model that an adapter belongs to, as it was when it was trained, and the adapter in it."""
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM
 
+    from ptrain.model.quantized import DTYPES, keep_gradients, rounding
+
+    rounded = question["rounded"]
+    more = {"quantization_config": rounding(rounded, question["dtype"])} if rounded else {}
+
     config: Any = PeftConfig.from_pretrained(folder)
     base: Any = AutoModelForCausalLM.from_pretrained(
-        config.base_model_name_or_path, revision=config.revision, dtype=dtype, use_safetensors=True,
-        trust_remote_code=trusted,
+        config.base_model_name_or_path, revision=config.revision, dtype=DTYPES[question["dtype"]],
+        use_safetensors=True, trust_remote_code=trusted, **more,
     )  # fmt: skip
+    keep_gradients(base)  # as in training: packed weights are multiplied in bf16
     return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
 
 

@@ -51,11 +51,18 @@ class HuggingFaceModel(Model):
         peft_config: dict[str, Any] = {}
         """Train an adapter instead of the model's own weights, and save that alone: keys of the library peft, such as
         `{peft_type: LORA, r: 16, target_modules: all-linear}`. `peft_type` is LORA where it is left out."""
+        quantization_config: dict[str, Any] = {}
+        """Load the weights of the model rounded by bitsandbytes, to train an adapter beside them (QLoRA):
+        `{load_in_4bit: true, bnb_4bit_quant_type: nf4}` or `{load_in_8bit: true}`, and what else it takes."""
         save_name: str | None = None
         """The name that the model card of the result carries."""
 
         @model_validator(mode="after")
         def _adapts_something(self) -> Any:
+            if self.quantization_config and self.config:
+                raise ValueError(
+                    "`quantization_config` rounds weights that are loaded: give `name_or_path`, not `config`"
+                )
             if self.peft_config and self.config:
                 raise ValueError(
                     "`peft_config` adapts a model that can be loaded again: give `name_or_path`, not `config`, whose "
@@ -63,12 +70,17 @@ class HuggingFaceModel(Model):
                 )
             return self
 
+    dequantized: bool = False
+    """Whether rounded weights become numbers of the dtype again once they are loaded, to merge an adapter."""
+
     def create_config(self, run: Run) -> PretrainedConfig:
         """The model's configuration, with `hf_config_kwargs` applied.
 
         Raises:
             ModelError: no such model, or a key that this kind of model does not have.
         """
+        if self.config.quantization_config:
+            self._check_quantization(run)
         config = self._from_keys(run) if self.config.config else self._from_name()
         for key, value in self.config.hf_config_kwargs.items():
             _check_key(config, key, "model.hf_config_kwargs")
@@ -93,6 +105,8 @@ class HuggingFaceModel(Model):
             model = AutoModelForCausalLM.from_config(_copy(config), attn_implementation=attention, dtype=self._dtype())
         else:
             model = self._pretrained(run, config, attention)
+        if self.config.quantization_config:
+            model = self._rounded(model)
         self.adapt(model)
         if _checkpoints_activations(self.config.disable_activation_checkpoint, run.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -205,8 +219,36 @@ class HuggingFaceModel(Model):
         with explained("model", name):
             return AutoModelForCausalLM.from_pretrained(
                 name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(),
-                revision=revision, trust_remote_code=self._trusted(), use_safetensors=True,
+                revision=revision, trust_remote_code=self._trusted(), use_safetensors=True, **self._rounding(),
             )  # fmt: skip
+
+    def _rounding(self) -> dict[str, Any]:
+        from ptrain.model.quantized import rounding
+
+        keys = self.config.quantization_config
+        return {"quantization_config": rounding(keys, self.config.dtype)} if keys else {}
+
+    def _rounded(self, model: Any) -> PreTrainedModel:
+        from ptrain.model.quantized import keep_gradients
+
+        keep_gradients(model)
+        return model.dequantize(self._dtype()) if self.dequantized else model
+
+    def _check_quantization(self, run: Run) -> None:
+        """Raise ModelError where rounded weights would be trained themselves, or sharded."""
+        from ptrain.engine import deepspeed_config
+
+        if not self.config.peft_config and self._base[2] is None:
+            raise ModelError(
+                "`model.quantization_config` rounds the weights of the model, which then can't be trained",
+                fix="train an adapter beside them: `model.peft_config: {target_modules: all-linear}`",
+            )
+        if deepspeed_config(run.recipe, run.world)["zero_optimization"]["stage"] == 3:
+            raise ModelError(
+                "weights that `model.quantization_config` rounds can't be sharded by ZeRO stage 3",
+                fix="use stage 2: `deepspeed: {zero_optimization: {stage: 2}}`",
+            )
+        self._rounding()
 
     def _trusted(self) -> bool:
         revision = self.config.revision or ""

@@ -50,12 +50,13 @@ def machine_problems(loaded: Loaded) -> list[Problem]:
             Problem("`model.dtype` is `fp16`, which needs a GPU, and there is none here", where,
                     fix="add `-o model.dtype=bf16`")
         )  # fmt: skip
-    if getattr(loaded.recipe.model, "peft_config", None) and importlib.util.find_spec("peft") is None:
-        where = loaded.document.keys.get(("model", "peft_config"))
-        found.append(
-            Problem("`model.peft_config` needs the package peft, which is not installed here", where,
-                    fix="pip install peft")
-        )  # fmt: skip
+    for key, package in (("peft_config", "peft"), ("quantization_config", "bitsandbytes")):
+        if getattr(loaded.recipe.model, key, None) and importlib.util.find_spec(package) is None:
+            where = loaded.document.keys.get(("model", key))
+            found.append(
+                Problem(f"`model.{key}` needs the package {package}, which is not installed here", where,
+                        fix=f"pip install {package}")
+            )  # fmt: skip
     wanted = {entry.type.rpartition(":")[2] for entry in loaded.recipe.trackers}
     wanted |= {"wandb"} if loaded.recipe.wandb.enable else set()
     for package in TRACKERS:
