@@ -44,7 +44,8 @@ def command(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", "-n", metavar="N", min=1, help="Workers of the run; by default as many as `run` takes here."
+            "--workers", "-n", metavar="N", min=1,
+            help="Workers of the whole run; by default as many as `ptrain run` takes here.",
         ),
     ] = None,
     device: Annotated[

@@ -122,6 +122,17 @@ def test_a_vocabulary_that_is_asked_for_is_enough(plan: Any) -> None:
     assert found.memory.activations > known.memory.activations
 
 
+def test_a_model_in_a_folder_needs_no_weights(plan: Any, tmp_path: Path) -> None:
+    """Its configuration is enough."""
+    from transformers import LlamaConfig
+
+    sizes = {key: value for key, value in RECIPE["model"]["config"].items() if key != "model_type"}
+    LlamaConfig(**sizes, vocab_size=320).save_pretrained(tmp_path / "model")
+    found = plan(["model={name_or_path: model, dtype: fp32}"])
+    assert found.parameters.total == plan().parameters.total and found.memory.activations > 0
+    assert not any("model" in line for line in found.unknown)
+
+
 def test_layers_may_change_the_model(plan: Any) -> None:
     changed, plain = plan(["plugins={frozen: {}}"]), plan()
     layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32
@@ -155,8 +166,8 @@ def test_where_the_passes_cannot_be_followed_the_rest_is_known(plan: Any) -> Non
     experts = "model.config={model_type: mixtral, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
     found = plan([experts + "num_attention_heads: 2, num_key_value_heads: 2, num_local_experts: 4}"])
     memory = found.memory
-    if memory.activations is None:
-        assert memory.logits is None and any("can't be followed" in line for line in found.unknown)
+    assert memory.activations is None and memory.logits is None
+    assert any("MixtralForCausalLM can't be followed" in line for line in found.unknown)
     assert memory.weights == 4 * found.parameters.total + found.parameters.buffers
 
 
@@ -170,7 +181,7 @@ def test_choices_change_what_they_say(plan: Any) -> None:
         "ZeRO 3, computed again, micro_batch_size 1",
     ]  # fmt: skip
     kept = [one.weights + one.gradients + one.optimizer for one in (others["ZeRO 0"], others["ZeRO 1"], found.memory)]
-    assert kept == sorted(kept, reverse=True) and others["ZeRO 3"].optimizer == pytest.approx(kept[-1] * 0, abs=10**6)
+    assert kept == sorted(kept, reverse=True) and others["ZeRO 3"].optimizer < others["ZeRO 0"].optimizer / 7
     assert others["activations kept"].activations > found.memory.activations > others["micro_batch_size 1"].activations
     assert found.memory.share(GPU, 8) == found.memory.peak / 10**9
     on_cpu = plan(device=Device("cpu", "cpu", 10**9), workers=2)

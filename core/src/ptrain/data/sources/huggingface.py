@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ptrain.data.rows import CONVERSATIONS
 from ptrain.data.sources.base import checked, content_hashes, sampled, stored
 from ptrain.errors import DataError, MissingData, Position
+from ptrain.hub import UNASKED
 from ptrain.parts import Source
 from ptrain.recipe.sections import SourceConfig
 
@@ -99,6 +100,8 @@ class HuggingFaceSource(Source):
         except (OSError, ValueError, KeyError, ConnectionError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             absent = isinstance(error, OSError) and not folder.exists()
+            if absent and datasets.config.HF_HUB_OFFLINE:
+                first = UNASKED
             raise (MissingData if absent else DataError)(
                 f"the data set `{name}`, split `{wanted}`, can't be loaded: {first}",
                 expected="a data set on the hub (with network), or a local folder",
