@@ -18,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.torch_free
 
 Ptrain = Callable[..., tuple[int, str, str]]
-COMMANDS = ["run", "check", "explain", "prepare", "schema", "data", "plugins"]
+COMMANDS = ["run", "check", "explain", "plan", "prepare", "schema", "data", "plugins"]
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def offered(ptrain: Ptrain) -> Callable[..., list[str]]:
         ("ptrain run --python_profile ", ["tottime", "cumtime", "disable"]),
         ("ptrain plugins l", ["list"]),
         ("ptrain data show --split e", ["eval"]),
+        ("ptrain plan tiny.yaml --device h", ["h100-80gb", "h100-94gb", "h200"]),
         ("ptrain run ", ["folder/", "other.yml", "tiny.yaml"]),
         ("ptrain check t", ["tiny.yaml"]),
         ("ptrain check folder/", ["folder/deep.yaml"]),

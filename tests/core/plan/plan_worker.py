@@ -72,7 +72,7 @@ def planned(recipe: dict[str, Any], world: int) -> dict[str, Any]:
     run.device = torch.device("meta")
     assert make_config(run, unknown)
     run.model = make_model(run, unknown)
-    sizes = parameters(run.model, make_optimizer(run, run.model))
+    sizes = parameters(run.model, make_optimizer(run, run.model, unknown))
     samples = run.recipe.micro_batch_size
     memories = Memories(run, Device("cpu", "cpu", 2**34), sizes, unknown)
     memory = memories.of(Batch(samples, LENGTH, LABELS))

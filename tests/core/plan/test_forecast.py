@@ -12,12 +12,12 @@ import torch
 from ptrain import Feature, hookimpl
 from ptrain.catalog import Catalog, Offer
 from ptrain.errors import PtrainError
-from ptrain.parts import Scheduler
+from ptrain.parts import Optimizer, Scheduler
 from ptrain.plan.devices import Device
 from ptrain.plan.forecast import Forecast, forecast
 from ptrain.plan.offline import offline
 from ptrain.recipe.load import load_recipe
-from ptrain.recipe.sections import SchedulerConfig
+from ptrain.recipe.sections import OptimizerConfig, SchedulerConfig
 
 RECIPE: dict[str, Any] = {
     "type": "sft",
@@ -69,6 +69,29 @@ class OneCycle(Scheduler):
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total_steps, cycle_momentum=False)
 
 
+class Whole(Optimizer):
+    """An optimizer that looks at gradients, of which a plan has none; its state has the shape of a row."""
+
+    class Config(OptimizerConfig):
+        """Keys of it."""
+
+        looks: bool = False
+        """Whether it looks."""
+
+    def create(self, run: Any, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """A part of Adafactor's idea."""
+        looks = self.config.looks
+
+        class Rows(torch.optim.SGD):
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                for p in self.param_groups[0]["params"]:
+                    if looks and not p.grad.sum().item():
+                        continue
+                    self.state[p]["row"] = torch.zeros_like(p[..., 0] if p.ndim > 1 else p)
+
+        return Rows(model.parameters(), lr=1e-3)
+
+
 @pytest.fixture
 def plan(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the plan of the recipe with other keys; all share one cache."""
@@ -77,6 +100,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: 
     offers = {
         Offer("plugin", "frozen", "tests", "0", "tests"): Frozen,
         Offer("plugin", "peeking", "tests", "0", "tests"): Peeking,
+        Offer("optimizer", "whole", "tests", "0", "tests"): Whole,
         Offer("scheduler", "one-cycle", "tests", "0", "tests"): OneCycle,
     }
 
@@ -145,6 +169,18 @@ def test_a_layer_that_needs_weights_is_named(plan: Any) -> None:
     found = plan(["plugins={peeking: {}}"])
     assert any(line.startswith("what plugins make of the model: `create_model` of `peeking`") for line in found.unknown)
     assert found.parameters.total == plan().parameters.total and found.memory.activations > 0
+
+
+def test_an_optimizer_keeps_what_it_keeps(plan: Any) -> None:
+    """Found by a step of it; where it can't make one without values, that is said, and two numbers are assumed."""
+    found, adamw = plan(["optimizer={type: whole}"]), plan()
+    shapes = [shape for group in found.parameters.trained for shape in group]
+    assert found.memory.optimizer == sum(4 * shape[0] for shape in shapes)
+    looking = plan(["optimizer={type: whole, looks: true}"])
+    assert looking.unknown[0].startswith("what the optimizer keeps, here taken to be two fp32 numbers")
+    assert looking.memory.optimizer == 8 * looking.parameters.trainable
+    assert adamw.memory.optimizer == pytest.approx(8 * adamw.parameters.trainable, rel=0.01)
+    assert plan(["optimizer={type: cpu_adam}"]).memory.optimizer == adamw.memory.optimizer
 
 
 def test_a_schedule_without_a_function_is_gone_through(plan: Any) -> None:

@@ -74,7 +74,7 @@ def forecast(loaded: Loaded, directory: Path, workers: int, device: Device) -> F
         prepared = prepared_rows(run, unknown)
         made = _Planned(run, prepared, device, unknown)
         made.plan()
-    warnings = [problem.message for problem in [*loaded.warnings, *machine_problems(loaded)]]
+    warnings = [str(problem) for problem in [*loaded.warnings, *machine_problems(loaded)]]
     return Forecast(
         loaded.recipe.type, workers, device, splits(prepared) if prepared else {},
         padding(run, prepared.train) if prepared else None, made.batch, made.steps, made.parameters, made.memory,
@@ -123,7 +123,7 @@ class _Planned:
         if self.rows is not None:
             checks.check_packing(run, self.rows)
             checks.check_positions(run, self.rows, model)
-        optimizer = make_optimizer(run, model)
+        optimizer = make_optimizer(run, model, self.unknown)
         self.parameters = parameters(model, optimizer)
         self.memories = Memories(run, self.device, self.parameters, self.unknown)
         self.memory = self.memories.of(self.batch)
@@ -133,6 +133,8 @@ class _Planned:
 
 def _never_known(run: Run, device: Device) -> list[str]:
     """What no plan can know of this run."""
+    from ptrain.evaluators import ExactMatch
+
     if device.kind == "cpu":
         found = ["memory of Python, its libraries and the loaded data, beside the tensors counted here"]
     else:
@@ -140,6 +142,6 @@ def _never_known(run: Run, device: Device) -> list[str]:
     for layer in run.stack.layers[1:]:
         if any(hasattr(getattr(layer.plugin, stage, None), "ptrain_impl") for stage in ("before_training", "step")):
             found.append(f"memory of what `{layer.name}` does before training and in steps, a second model for example")
-    if any(part.config.type == "exact_match" for part in run.parts.evaluators):
+    if any(isinstance(part, ExactMatch) for part in run.parts.evaluators):
         found.append("memory of generation in the evaluator `exact_match`, which grows with its `batch_size`")
     return found

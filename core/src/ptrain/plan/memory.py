@@ -92,7 +92,7 @@ class Memories:
         if device.kind == "cpu":
             # What is not written to takes no memory there.
             self._how = replace(self._how, bucket=min(self._how.bucket, parameters.trainable))
-        self._state_bytes = state_bytes(lambda: make_optimizer(run, run.model))
+        self._state_bytes = state_bytes(lambda: make_optimizer(run, run.model, unknown), unknown)
         disabled = getattr(run.recipe.model, "disable_activation_checkpoint", None)
         self._recompute = device.kind != "cpu" if disabled is None else not disabled
         if (block.get("torch_autocast") or {}).get("enabled"):

@@ -120,18 +120,28 @@ def make_model(run: Run, unknown: list[str]) -> PreTrainedModel:
     return model.to(getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[run.recipe.model.dtype]))
 
 
-def make_optimizer(run: Run, model: PreTrainedModel) -> torch.optim.Optimizer:
+def make_optimizer(run: Run, model: PreTrainedModel, unknown: list[str]) -> torch.optim.Optimizer:
     """The optimizer over the parameters of `model`, on the device `meta`; the Adams of DeepSpeed as torch's.
 
     Raises:
         ModelError: nothing is trained.
     """
-    from ptrain.optimizers import AdamW, CPUAdam, FusedAdam
+    import torch
 
-    part = run.parts.optimizer
-    if isinstance(part, (FusedAdam, CPUAdam)) and not run.stack.changes("create_optimizer"):
-        return AdamW(part.config).create(run, model)  # keeps as much, and needs no compiler
-    return run.call("create_optimizer", model=model)
+    from ptrain.optimizers import CPUAdam, FusedAdam, parameter_groups
+
+    config = run.recipe.optimizer
+    if not isinstance(run.parts.optimizer, (FusedAdam, CPUAdam)) or run.stack.changes("create_optimizer"):
+        try:
+            return run.call("create_optimizer", model=model)
+        except PluginError as error:
+            if error.__cause__ is None:
+                raise
+            line = f"what the optimizer keeps, here taken to be as much as AdamW: {error.problems[0].message}"
+            if line not in unknown:
+                unknown.append(line)
+    # They keep as much, and this one needs no compiler.
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
 
 
 def parameters(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Parameters:

@@ -196,23 +196,35 @@ def _share(elements: int, workers: int) -> int:
     return _aligned(elements, workers) // workers
 
 
-def state_bytes(make: Callable[[], torch.optim.Optimizer]) -> StateBytes:
+def state_bytes(make: Callable[[], torch.optim.Optimizer], unknown: list[str]) -> StateBytes:
     """A function that gives the bytes of an optimizer's state, by letting it take a step on the device `meta`.
 
     Args:
         make: makes the optimizer of the run anew, over parameters on `meta`.
+        unknown: gets a line where it can't take one, and is taken to keep two numbers for each it trains.
     """
+
+    def assumed(shapes: Sequence[tuple[int, ...]]) -> int:
+        return sum(2 * MASTER * math.prod(shape) for shape in shapes)
+
+    try:
+        _stepped(make(), [(2,)])
+    except Exception as error:  # whatever code of others raises where there are no values
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        unknown.append(f"what the optimizer keeps, here taken to be two fp32 numbers for each that it trains: {reason}")
+        return assumed
+    return lambda shapes: _stepped(make(), shapes)
+
+
+def _stepped(optimizer: torch.optim.Optimizer, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Bytes of the state after a step on fp32 parameters of these shapes."""
     import torch
 
-    def count(shapes: Sequence[tuple[int, ...]]) -> int:
-        optimizer = make()
-        group = optimizer.param_groups[0]
-        group["params"] = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
-        optimizer.param_groups[:] = [group]
-        for parameter in group["params"]:
-            parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
-        found = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-        return sum(value.nbytes for value in found)
-
-    return count
+    (group, *_) = optimizer.param_groups
+    group["params"] = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
+    optimizer.param_groups[:] = [group]
+    for parameter in group["params"]:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in values if torch.is_tensor(value))
