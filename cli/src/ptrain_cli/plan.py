@@ -104,11 +104,10 @@ def _head(made: Forecast) -> str:
     workers = f"{made.workers} worker{'s' if made.workers > 1 else ''}"
     if made.memory is None:
         return f"{made.trainer} on {workers} ({made.device.name}): {steps}; memory not known"
-    need = _size(made.memory.peak)
-    return (
-        f"{made.trainer} on {workers}: {steps}; each needs {need} of {_size(made.device.bytes)} ({made.device.name}): "
-        + _verdict(made.memory, made.device, made.workers)
-    )
+    needs = "each needs" if made.workers > 1 else "needs"
+    size = f"{_size(made.memory.peak)} of {_size(made.device.bytes)} ({made.device.name})"
+    verdict = _verdict(made.memory, made.device, made.workers)
+    return f"{made.trainer} on {workers}: {steps}; {needs} {size}: {verdict}"
 
 
 def _verdict(memory: Memory, device: Device, workers: int) -> str:
@@ -125,7 +124,7 @@ def _steps(made: Forecast) -> Iterator[str]:
     found = made.steps
     if found is None:
         return
-    line = f"{found.total:,} optimizer steps of {found.samples:,} samples"
+    line = f"{found.total:,} optimizer steps of {found.samples:,} sample{'' if found.samples == 1 else 's'}"
     if found.per_epoch:
         epochs = f"{found.total / found.per_epoch:.4g}"
         line += f", {found.per_epoch:,} an epoch: {epochs} epoch{'' if epochs == '1' else 's'}"
@@ -139,7 +138,7 @@ def _steps(made: Forecast) -> Iterator[str]:
 def _data(made: Forecast) -> Iterator[str]:
     for split, rows in made.rows.items():
         share = rows.supervised / rows.tokens if rows.tokens else 0.0
-        full = f" {rows.fullness:.1%} full" if rows.fullness is not None else ""
+        full = f" ({rows.fullness:.1%} full)" if rows.fullness is not None else ""
         counts = f"{rows.rows:,} rows, {rows.samples:,} samples{full}, {rows.tokens:,} tokens"
         yield f"{split}: {counts}, {share:.1%} supervised"
         if rows.dropped:

@@ -126,10 +126,10 @@ def test_long_pairs_are_an_error_that_names_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("policy", "left"), [("drop", 1), ("truncate", 2)])
 def test_long_pairs_are_left_out_or_cut(tmp_path: Path, policy: str, left: int) -> None:
-    _, found = prepared(
+    run, found = prepared(
         tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}, LONG], max_length=64, overlength=policy
     )
-    assert len(found.train) == left
+    assert len(found.train) == left and max(map(len, found.train["input_ids"])) <= run.recipe.data.longest_row == 128
     for row in found.train:
         first, second = row["document_lengths"]
         assert max(first, second) <= 64

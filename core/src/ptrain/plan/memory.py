@@ -131,7 +131,10 @@ class Memories:
             found.append(Choice(f"activations {changed}", self.of(batch, recompute=not self._recompute)))
             if batch.samples > 1:
                 found.append(Choice("micro_batch_size 1", self.of(one)))
-            found.append(Choice("ZeRO 3, computed again, micro_batch_size 1", self.of(one, stage=3, recompute=True)))
+            if batch.samples > 1 or not self._recompute:
+                found.append(
+                    Choice("ZeRO 3, computed again, micro_batch_size 1", self.of(one, stage=3, recompute=True))
+                )
         return found
 
     def resumable_bytes(self) -> int:
