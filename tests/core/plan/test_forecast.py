@@ -155,6 +155,12 @@ def test_a_model_in_a_folder_needs_no_weights(plan: Any, tmp_path: Path) -> None
     found = plan(["model={name_or_path: model, dtype: fp32}"])
     assert found.parameters.total == plan().parameters.total and found.memory.activations > 0
     assert not any("model" in line for line in found.unknown)
+    adapted = plan(
+        ["model={name_or_path: model, dtype: fp32, peft_config: {r: 4, target_modules: [q_proj]}}",
+         "checkpoint=[{type: huggingface, save_end_of_training: true}]"]
+    )  # fmt: skip
+    assert adapted.parameters.trainable == 2 * 4 * (32 + 32) and adapted.parameters.total > found.parameters.total
+    assert adapted.memory.gradients == adapted.saved[0].bytes == 4 * adapted.parameters.trainable
 
 
 def test_layers_may_change_the_model(plan: Any) -> None:

@@ -143,8 +143,12 @@ class Memories:
         return self._parameters.trainable * MASTER + self._state_bytes(shapes) + self._parameters.saved_buffers
 
     def export_bytes(self) -> int:
-        """An export: all weights in the dtype of the model."""
-        return self._parameters.total * self._how.weight + self._parameters.saved_buffers
+        """An export in the dtype of the model: all weights, or those of the adapter where it has one."""
+        from ptrain.model.adapters import adapter_of
+
+        sizes = self._parameters
+        count = sizes.total if adapter_of(self._run.model) is None else sizes.trainable
+        return count * self._how.weight + sizes.saved_buffers
 
     @functools.lru_cache  # noqa: B019 - lives as long as this plan
     def _body(self, samples: int, length: int, recompute: bool, gradients: bool = False) -> int | None:
