@@ -255,6 +255,13 @@ class Listed(JsonLinesFiles):
         return list(super().load(run, split))
 
 
+class Broken(JsonLinesFiles):
+    """It can't say what its rows are."""
+
+    def fingerprint(self):
+        return {}["nothing"]
+
+
 class Unsaved(HuggingFaceTokenizer):
     """What it adds to the tokenizer is Python, which is not saved with it."""
 

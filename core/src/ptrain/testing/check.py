@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ class Check:
             return Outcome(self.name, LEFT_OUT, str(reason))
         except PtrainError as error:
             return Outcome(self.name, FAILED, str(error))
+        except Exception as error:
+            return Outcome(self.name, FAILED, f"{study.who}: {type(error).__name__}: {error}\n  in {_place(error)}")
         return Outcome(self.name, OK)
 
 
@@ -58,3 +61,9 @@ class Outcome:
     check: str
     state: str
     reason: str = ""
+
+
+def _place(error: Exception) -> str:
+    """File, line and function in which an error was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno} ({last.name})"

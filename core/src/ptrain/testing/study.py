@@ -162,7 +162,7 @@ class Study:
             PtrainError: it fails, now or when it was made.
         """
         if name != WHOLE:
-            self.reference  # noqa: B018 - made first: what fails there need not be tried again
+            _ = self.reference  # what fails there need not be tried again
         key = f"{name} (resumed)" if resume else name
         if key not in self._runs:
             recipe = self._placed(merged(self.recipe, changes), name)
@@ -212,7 +212,7 @@ class Study:
         return self._made(self.folder / "faults", FILE, faults, self.recipe)
 
     def _made(self, folder: Path, file: str, work: Callable[..., None], recipe: Mapping[str, Any]) -> dict[str, Any]:
-        self.reference  # noqa: B018 - as in `run`
+        _ = self.reference  # as in `run`
         log = folder.with_name(f"{folder.name}.txt")
         try:
             run_workers(work, recipe, folder, self.kind, self.name, log=log)
@@ -265,7 +265,7 @@ class Study:
     def ready(self) -> None:
         """Raise `NotApplicable` where the recipe is refused; the check `config` says why."""
         try:
-            self.loaded  # noqa: B018
+            _ = self.loaded
         except PtrainError:
             raise NotApplicable("the check `config` fails") from None
 
