@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ptrain.errors import RecipeError
 from ptrain.testing import contract
@@ -50,6 +49,8 @@ def test_the_kinds_of_a_contract() -> None:
 
 def test_two_workers_and_resume(ptrain_run: Any, ptrain_recipe: Any, ptrain_data: Any) -> None:
     """Two workers learn what one does, and a run that was cut off goes on."""
+    import torch
+
     recipe = ptrain_recipe("sft", micro_batch_size=2)
     assert recipe["data"]["sources"][0]["path"] == str(ptrain_data("conversations"))
     shared = ptrain_run(recipe, workers=2)

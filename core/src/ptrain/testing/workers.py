@@ -75,7 +75,7 @@ def run_workers(
     processes = []
     for rank, file in enumerate(logs):
         own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(context.Process(target=_in_worker, args=(own, file, work, arguments), daemon=True))
+        processes.append(context.Process(target=_in_worker, args=(own, file, work, arguments)))
         processes[-1].start()
     _wait(processes, logs, timeout)
     return _all(log)
@@ -84,23 +84,36 @@ def run_workers(
 def _wait(processes: list[ForkServerProcess], logs: list[Path], timeout: float) -> None:
     from multiprocessing.connection import wait
 
-    open_ones = dict(zip((process.sentinel for process in processes), zip(processes, logs, strict=True), strict=True))
+    running = {process.sentinel: process for process in processes}
     try:
-        while open_ones:
-            ended = wait(list(open_ones), timeout)
+        while running:
+            ended = wait(list(running), timeout)
             if not ended:
                 raise WorkerFailed(f"a worker did not end within {timeout:.0f} s", _all(logs[0]))
             for sentinel in ended:
-                process, file = open_ones.pop(int(sentinel))  # type: ignore[arg-type]
-                process.join()
-                if process.exitcode:
-                    raise WorkerFailed(_last_error(file, process.exitcode), _all(file))
+                running.pop(sentinel).join()  # type: ignore[call-overload]
+            if any(process.exitcode for process in processes):
+                wait(list(running), SETTLE)
+                raise _failure(processes, logs)
     finally:
         # The others wait for one that is gone.
         for process in processes:
             if process.is_alive():
                 process.kill()
             process.join()
+
+
+SETTLE = 0.5
+"""Seconds in which a worker ends that was left by another one: the failure of that one is the cause."""
+
+
+def _failure(processes: list[ForkServerProcess], logs: list[Path]) -> WorkerFailed:
+    """The failure of the worker that wrote its last line first."""
+    failed = [
+        (log.stat().st_mtime_ns, log, one.exitcode) for one, log in zip(processes, logs, strict=True) if one.exitcode
+    ]
+    _, log, code = min(failed)
+    return WorkerFailed(_last_error(log, code), _all(log))
 
 
 def _start_server() -> None:
