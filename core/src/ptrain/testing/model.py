@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ def make_model(folder: Path) -> Path:
 
     quiet()
     import torch
+
+    if not torch.cuda.is_available():
+        # DeepSpeed, which transformers imports, would warn that it finds no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = train_tokenizer()

@@ -119,8 +119,22 @@ def _failure(processes: list[ForkServerProcess], logs: list[Path]) -> WorkerFail
 def _start_server() -> None:
     """Start the process that others are forked from; it ends with this one."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    with _environment({**os.environ, **QUIET}):
+    with _environment({**os.environ, **QUIET}), _silence():
         forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What is started within it writes no errors: libraries remark on what they do not find when they are imported."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 @contextlib.contextmanager
