@@ -98,6 +98,9 @@ def make_model(run: Run, unknown: list[str]) -> PreTrainedModel:
 
     quiet()
     part, model = run.parts.model, None
+    if rounded := getattr(part.config, "quantization_config", None):
+        bits = 8 if rounded.get("load_in_8bit") else 4
+        unknown.append(f"memory of the weights that are rounded to {bits} bits: here they are counted in the dtype")
     traced = getattr(part.config, "attn_implementation", "eager") != "eager"
     if isinstance(part, HuggingFaceModel):
         part.blank = True

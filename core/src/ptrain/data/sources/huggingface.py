@@ -86,6 +86,7 @@ class HuggingFaceSource(Source):
 
     def _load(self, split: str) -> Dataset:
         import datasets
+        from datasets import config as settings
 
         name, own = self._name()
         mapping = {**SPLITS.get(name, {}), **self.config.split_mapping}
@@ -100,7 +101,7 @@ class HuggingFaceSource(Source):
         except (OSError, ValueError, KeyError, ConnectionError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             absent = isinstance(error, OSError) and not folder.exists()
-            if absent and datasets.config.HF_HUB_OFFLINE:
+            if absent and settings.HF_HUB_OFFLINE:
                 first = UNASKED
             raise (MissingData if absent else DataError)(
                 f"the data set `{name}`, split `{wanted}`, can't be loaded: {first}",
