@@ -110,8 +110,8 @@ def attach(model: PreTrainedModel, keys: Mapping[str, Any], base: str, revision:
             f"`model.peft_config` changes the model's own weights (`{changed[0]}`), and the adapter alone is saved",
             fix="leave out `init_lora_weights`, or choose one that begins with the model as it is",
         )
-    # peft writes down the name that the model was loaded with, which may be a path from here.
-    config.base_model_name_or_path = str(Path(base).absolute()) if Path(base).is_dir() else base
+    # peft writes down the name that the model was loaded with: a path from here, or a link such as `latest`.
+    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     config.revision = revision
     _keep(model, made)
 
