@@ -184,6 +184,27 @@ def test_a_failing_hook_is_named_and_costs_no_checkpoint(mistake: str, says: str
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > 5
 
 
+def test_a_part_that_fails_is_named(recipes: Any, tmp_path: Path) -> None:
+    """A source, say: what it is called, whose it is, stage, file and line."""
+    path = tmp_path / "rows.py"
+    path.write_text(
+        textwrap.dedent("""
+        import ptrain
+
+        @ptrain.register("source", "mine")
+        class Mine(ptrain.Source):
+            def load(self, run, split):
+                return self.rows()
+
+            def rows(self):
+                return {}["nonsense"]
+    """)
+    )
+    recipe = recipes(data={"sources": [{"type": "mine"}]}, output_dir=str(tmp_path / "out"))
+    with pytest.raises(PtrainError, match=r"rows\.py:10:.*`rows` of `mine` \(.*rows\.py .*stage `load`: KeyError"):
+        prepare_run(load_recipe(recipe, code=path), None)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(with_code: Any) -> None:
     """The step is named, the weights are those before it, and the last checkpoint stays."""
     code = """

@@ -224,6 +224,14 @@ class Stack:
             else:
                 self._manager.register(_post(stage, event, callback), name=f"{depth}:{layer.name}:{event}:{number}")
 
+    def note_part(self, part: type, name: str, origin: str) -> None:
+        """Name this class of part, which is no layer, where its own code fails."""
+        layer = Layer(part, name, origin)
+        for cls in part.__mro__:
+            if cls is not object and not cls.__module__.startswith("ptrain."):
+                found = {f.__code__: (layer, name) for name, f in vars(cls).items() if inspect.isfunction(f)}
+                self._code.update(found)
+
     def _note_code(self, layer: Layer) -> None:
         for name in STAGES:
             function = getattr(layer.plugin, name, None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ptrain import hooks, stages
 from ptrain.errors import PluginError, Problem, RecipeError
 from ptrain.local import CALLER
+from ptrain.parts import Part
 from ptrain.plugin import Layer, Stack
 from ptrain.recipe.env import resolve
 from ptrain.results import Progress, StopRequested
@@ -111,6 +112,9 @@ class Run:
     def __post_init__(self) -> None:
         self.recipe = self.loaded.recipe
         self.stack = Stack(layers_of(self.loaded))
+        for cls, offer in self.loaded.origins.items():
+            if issubclass(cls, Part):
+                self.stack.note_part(cls, offer.name, f"{offer.distribution} {offer.version}")
         self._derived = Derived()
         self._configure()
         self.accumulation = self.recipe.gradient_accumulation_steps
