@@ -89,7 +89,6 @@ def test_one_licence() -> None:
 
 OF_EXTRAS = {
     "peft": ("ptrain/model/adapters.py", "ptrain/checkpoint/reload.py"),  # a recipe that asks for it is refused before
-    "pytest": ("ptrain/testing/contract.py", "ptrain/testing/fixtures.py"),  # pytest itself imports them
 }
 """Modules that are reached only where the package of an extra is there, and import it without a guard."""
 
