@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import ptrain
-from ptrain import hooks, plugin
+from ptrain import hooks, layer, stack
 from ptrain.errors import PluginError
-from ptrain.plugin import Layer, Stack
+from ptrain.layer import Layer
+from ptrain.stack import Stack
 
 pytestmark = pytest.mark.torch_free
 
@@ -35,8 +36,9 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = types.ModuleType("newer_hooks")
     vars(specs).update(vars(hooks), count=count, on_step_end=on_step_end, choose_rows=choose_rows)
     stages = {name: spec for name, spec in vars(specs).items() if hasattr(spec, "ptrain_spec")}
-    monkeypatch.setattr(plugin, "hooks", specs)
-    monkeypatch.setattr(plugin, "STAGES", stages)
+    monkeypatch.setattr(stack, "hooks", specs)
+    monkeypatch.setattr(stack, "STAGES", stages)
+    monkeypatch.setattr(layer, "STAGES", stages)
 
 
 class Core:

@@ -211,11 +211,31 @@ def test_resume_is_exact_and_what_it_saves_is_exported(recipes: Any, prepared: A
     assert (export(spec.parent, merge=True) / "model.safetensors").is_file()
 
 
+def test_a_run_that_exported_nothing_is_exported(recipes: Any, prepared: Any, tmp_path: Path) -> None:
+    """All weights of a run with resumable checkpoints alone: those that the same run would have exported itself."""
+    recipe = recipes(micro_batch_size=8, deepspeed={"zero_optimization": {"stage": 3}}, epochs=1)
+    own = prepared(merged(recipe, {"checkpoint": SAVES[1:]}), "own")
+    late = prepared(merged(recipe, {"checkpoint": [{"type": "deepspeed", "save_end_of_training": True}]}), "late")
+    none = prepared(merged(recipe, {"checkpoint": [{**SAVES[0], "enabled": False}]}), "none")
+    run_workers([own, late, none], 2)
+    found = load_file(export(late.parent, tmp_path / "to") / "model.safetensors")
+    expected = load_file(own.parent / "model" / "latest" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(value.equal(expected[name]) for name, value in found.items())
+    with pytest.raises(PtrainError, match="has no adapter to merge"):
+        export(late.parent, merge=True)
+    with pytest.raises(PtrainError, match="has saved no checkpoint"):
+        export(none.parent)
+    with pytest.raises(PtrainError, match="there is no run in"):
+        export(tmp_path / "nothing")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a key": ({"peft_config": {"rank": 4}}, "no key `rank`"),
     "a method": ({"peft_config": {"peft_type": "LORRA"}}, "is `LORRA`"),
     "a prompt": ({"peft_config": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}}, "before the prompt"),
     "a schedule": ({"peft_config": {"peft_type": "ADALORA"}}, "calls of its own"),
+    "a module": ({"peft_config": {"megatron_config": {}, "megatron_core": "os"}}, "no key `megatron_config`"),
     "layers": ({"peft_config": {"target_modules": ["nope"]}}, "nope"),
     "rounded": ({"quantization_config": NF4}, "can't be trained"),
     "rounded how": ({"quantization_config": {"load_4bit": True}, "peft_config": LORA}, "no key `load_4bit`"),
@@ -233,13 +253,21 @@ def test_refused(what: str, recipes: Any, prepared: Any, tmp_path: Path) -> None
 
 
 def test_an_adapter_has_one_model(recipes: Any, prepared: Any, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Two adapters, a folder with both, and an adapter that is a pickle are refused."""
+    """Two adapters, a folder with both, and an adapter that is a pickle or names code are refused."""
     with pytest.raises(ModelError, match="asks for another one"):
         prepared(recipes(model={"name_or_path": str(adapter), "peft_config": LORA}))
     both = shutil.copytree(adapter, tmp_path / "both")
     shutil.copy(tiny_model / "config.json", both)
     with pytest.raises(ModelError, match="both a model and an adapter"):
         prepared(recipes(model={"name_or_path": str(both)}))
+    importing = shutil.copytree(adapter, tmp_path / "importing")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (importing / "adapter_config.json").write_text(json.dumps({**config, "megatron_config": {"a": 1}}))
+    with pytest.raises(ModelError, match="made with Megatron"):
+        prepared(recipes(model={"name_or_path": str(importing)}))
+    (importing / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not say which model"):
+        prepared(recipes(model={"name_or_path": str(importing)}))
     pickled = shutil.copytree(adapter, tmp_path / "pickled")
     (pickled / FILE).rename(pickled / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"has no `adapter_model.safetensors`"):

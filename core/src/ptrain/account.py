@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptrain.errors import Position
-from ptrain.plugin import ALL, STAGES, Stack
+from ptrain.layer import ALL, STAGES
 from ptrain.recipe import overrides
 from ptrain.recipe.config import ENV_REFERENCE
 from ptrain.recipe.dump import dump
 from ptrain.recipe.names import LISTS, dotted
+from ptrain.stack import Stack
 
 if TYPE_CHECKING:
     from ptrain.recipe.document import Document, Place

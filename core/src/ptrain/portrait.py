@@ -9,8 +9,8 @@ from typing import Any
 
 from ptrain.catalog import Catalog, Offer, core_requirements
 from ptrain.errors import PluginError
+from ptrain.layer import STAGES
 from ptrain.parts import Trainer
-from ptrain.plugin import STAGES
 from ptrain.recipe.config import Config
 from ptrain.recipe.describe import describe
 from ptrain.recipe.sections import DataConfig

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from ptrain import hooks, stages
 from ptrain.errors import PluginError, Problem, RecipeError
+from ptrain.layer import Layer
 from ptrain.local import CALLER
 from ptrain.parts import Part
-from ptrain.plugin import Layer, Stack
 from ptrain.recipe.env import resolve
 from ptrain.results import Progress, StopRequested
+from ptrain.stack import Stack
 from ptrain.trackers import Trackers
 
 if TYPE_CHECKING:

@@ -31,6 +31,8 @@ SCHEDULED = "ADALORA"
 """Changes its ranks while it is trained, by calls of its own between the steps."""
 SET_HERE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping")
 """Keys of peft that say what the recipe says elsewhere, or what training decides."""
+IMPORTING = ("megatron_config", "megatron_core")
+"""Keys that name a module, which peft would import: a recipe and an adapter are data."""
 OTHER_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "lora_r": "r"}
 """What other tools call keys of LoRA."""
 
@@ -71,7 +73,7 @@ def _check_keys(kind: str, made: Any, given: Mapping[str, Any]) -> None:
 
     from ptrain.recipe.suggest import closest
 
-    known = sorted({field.name for field in fields(made)} - {*SET_HERE, "peft_type"})
+    known = sorted({field.name for field in fields(made)} - {*SET_HERE, *IMPORTING, "peft_type"})
     for key in given:
         if key not in known:
             guess = OTHER_NAMES.get(key) if OTHER_NAMES.get(key) in known else closest(key, known)
@@ -145,6 +147,8 @@ def load(model: PreTrainedModel, folder: Path) -> None:
 
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"the adapter `{folder}` has no `{WEIGHTS}`", expected="an adapter saved as safetensors")
+    if _content(folder).get(IMPORTING[0]):
+        raise ModelError(f"the adapter `{folder}` was made with Megatron (`{IMPORTING[0]}`), which is not used here")
     try:
         with _told():
             if model.device.type == "meta":
@@ -216,11 +220,20 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     Raises:
         ModelError: it does not say.
     """
+    content = _content(folder)
+    if not content.get("base_model_name_or_path"):
+        raise ModelError(
+            f"`{folder / CONFIG}` does not say which model the adapter belongs to", expected="`base_model_name_or_path`"
+        )
+    return content["base_model_name_or_path"], content.get("revision")
+
+
+def _content(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return content["base_model_name_or_path"], content.get("revision")
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"`{folder / CONFIG}` does not say which model the adapter belongs to: {error}") from error
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"`{folder / CONFIG}` can't be read: {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def save(model: PreTrainedModel, path: Path, weights: Mapping[str, Any]) -> None:

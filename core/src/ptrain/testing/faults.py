@@ -108,7 +108,7 @@ def faults(recipe: Mapping[str, Any], folder: Path, kind: str, name: str) -> Non
 
 def targets(cls: Any) -> Iterator[tuple[str, CodeType]]:
     """The code of every stage and callback of a plugin."""
-    from ptrain.plugin import STAGES
+    from ptrain.layer import STAGES
 
     answers = [(stage, getattr(cls, stage)) for stage in STAGES if hasattr(getattr(cls, stage, None), "ptrain_impl")]
     for name, function in [*answers, *cls.callbacks]:

@@ -18,8 +18,8 @@ def hooks(study: Study) -> None:
 
     A method that takes other arguments than it is given fails in the middle of a run, or is never called.
     """
+    from ptrain.layer import Layer, check_callback, check_layer
     from ptrain.parts import KINDS
-    from ptrain.plugin import Layer, check_callback, check_layer
 
     cls, offer = study.cls, study.offer
     if study.kind not in ("trainer", "plugin"):

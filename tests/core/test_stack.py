@@ -11,8 +11,9 @@ import pytest
 
 import ptrain
 from ptrain.errors import PluginError
-from ptrain.plugin import STAGES, Layer, Stack
+from ptrain.layer import STAGES, Layer
 from ptrain.results import StepResult
+from ptrain.stack import Stack
 
 pytestmark = pytest.mark.torch_free
 

@@ -1,16 +1,12 @@
-"""The stack of one run: its layers, the checks that each passes when it is loaded, and how a stage is called."""
+"""The stack of one run: its layers in order, and how a stage is called."""
 
 from __future__ import annotations
 
-import ast
-import difflib
 import inspect
-import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -18,35 +14,12 @@ import pluggy
 
 from ptrain import hooks
 from ptrain.errors import PluginError, Position, PtrainError
-from ptrain.results import Loss
+from ptrain.layer import ALL, STAGES, Layer, check_callback, check_layer, place_of, promise, refuse_second_replacement
+from ptrain.promises import fits, said
 
-STAGES: dict[str, Callable[..., Any]] = {
-    name: function for name, function in vars(hooks).items() if hasattr(function, "ptrain_spec")
-}
-ALL = frozenset(name for name, f in STAGES.items() if not getattr(f, "ptrain_spec")["firstresult"])  # noqa: B009
 MAY_FAIL_THE_RUN = frozenset({"configure", "before_training", "save_state", "load_state"})
 CALLED_AFTER = "ptrain_called_after"
 """The attribute of a post-callback's own plugin that says which it is."""
-EXCLUSIVE = frozenset({"step", "loss", "create_engine", "evaluate"})
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of the stack.
-
-    Attributes:
-        plugin: the trainer or feature instance, or a module.
-        name: what the recipe calls it.
-        origin: the distribution and version, or the file of user code.
-        callbacks: `(event, function)` pairs.
-        user: whether it is the user's own code.
-    """
-
-    plugin: Any
-    name: str
-    origin: str
-    callbacks: Sequence[tuple[str, Callable[..., Any]]] = ()
-    user: bool = False
 
 
 @dataclass
@@ -70,7 +43,7 @@ class Stack:
             self._manager.register(layer.plugin, name=f"{depth}:{layer.name}")
             self._add_callbacks(layer, depth)
             if depth and not layer.user:
-                _refuse_second_replacement(layer, replaced)
+                refuse_second_replacement(layer, replaced)
 
     def call(self, stage: str, **arguments: Any) -> Any:
         """The result of `stage`: the topmost answer, or None for a stage of kind "all".
@@ -169,10 +142,10 @@ class Stack:
             return result
         layer = self.layers[int(impl.plugin_name.partition(":")[0])]
         event, function = getattr(impl.plugin, CALLED_AFTER, (stage, impl.function))
-        what = "None: the result of the layers below is lost" if result is None else _said(result)
+        what = "None: the result of the layers below is lost" if result is None else said(result)
         raise PluginError(
             f"`{event}` of `{layer.name}` ({layer.origin}) returned {what}",
-            where=_place(function), expected=f"the stage `{stage}` to return {_promise(stage)}",
+            where=place_of(function), expected=f"the stage `{stage}` to return {promise(stage)}",
         )  # fmt: skip
 
     def _call_first(self, stage: str, arguments: dict[str, Any]) -> Any:
@@ -190,7 +163,7 @@ class Stack:
             layers = ", ".join(f"`{layer.name}`" for layer in self.layers[1:]) or "core alone"
             raise PluginError(
                 f"no layer answers the stage `{stage}` (layers: {layers})",
-                expected=f"an implementation that returns {_promise(stage)}",
+                expected=f"an implementation that returns {promise(stage)}",
             )
         return result
 
@@ -315,183 +288,3 @@ def _replaced(stage: str, layer: Layer, callback: Callable[..., Any], arguments:
             expected="None, or a mapping with new values for: " + ", ".join(sorted(set(arguments) - {"run"})),
         )
     return {**arguments, **changed}
-
-
-def fits(stage: str, result: Any) -> bool:
-    """Whether `result` is of the kind that a stage of the kind "first" promises; classes go by name, not by import."""
-    wanted = RETURNS.get(stage)
-    if callable(wanted):
-        return bool(wanted(result))
-    return wanted is None or any(cls.__name__ in wanted for cls in type(result).__mro__)
-
-
-def _is_loss(result: Any) -> bool:
-    return isinstance(result, Loss) or getattr(result, "ndim", None) == 0  # a scalar: the mean over samples
-
-
-def _said(result: Any) -> str:
-    """A result in a few words: its class, and the shape of a tensor or the keys of a mapping."""
-    if hasattr(result, "shape"):
-        return f"{type(result).__name__} {list(result.shape)}"
-    keys = f" with the keys {list(result)[:5]}" if isinstance(result, Mapping) else ""
-    return f"{type(result).__name__}{keys}"
-
-
-RETURNS: Mapping[str, tuple[str, ...] | Callable[[Any], bool]] = {
-    "create_tokenizer": callable,
-    "load": ("Dataset",),
-    "split": lambda result: isinstance(result, Mapping) and {"train", "eval"} <= set(result),
-    "process": ("Dataset",),
-    "create_dataloader": lambda result: hasattr(result, "__iter__"),
-    "create_config": ("PretrainedConfig", "PreTrainedConfig"),
-    "create_model": ("Module",),
-    "create_optimizer": ("Optimizer",),
-    "create_scheduler": lambda result: hasattr(result, "get_last_lr") and hasattr(result, "step"),
-    "create_engine": callable,
-    "count": lambda result: isinstance(result, Mapping),
-    "forward": ("Tensor",),
-    "token_logprobs": ("Tensor",),
-    "sequence_sum": ("Tensor",),
-    "step": ("StepResult",),
-    "loss": _is_loss,
-    "evaluate": lambda result: isinstance(result, Mapping),
-    "checkpoint": lambda result: isinstance(result, PathLike),
-}
-"""What the result of a stage is told by: the name of its class or of a base of it, or a test."""
-
-
-def _promise(stage: str) -> str:
-    doc = (STAGES[stage].__doc__ or "").strip().split(". ")[0]
-    return doc.removeprefix("Return ").replace("\n", " ")
-
-
-def check_layer(layer: Layer) -> None:
-    """Raise PluginError for every mistake that would otherwise stay silent.
-
-    Found: a hook or argument that does not exist, a method named like a stage without `@hookimpl` (it would
-    un-register the hook), an implementation that can never return a value, `tryfirst` and `trylast`.
-    """
-    for name in dir(layer.plugin):
-        if name.startswith("__") or isinstance(inspect.getattr_static(layer.plugin, name), property):
-            continue
-        function = getattr(layer.plugin, name)
-        options = getattr(function, "ptrain_impl", None)
-        if options is not None:
-            _check_implementation(layer, name, function, options)
-        elif _forgot_marker(layer, name, function):
-            raise _complaint(
-                layer, function, f"`{name}` is named like a stage but has no `@ptrain.hookimpl`",
-                fix="mark it with `@ptrain.hookimpl`, or give it another name",
-            )  # fmt: skip
-
-
-def _forgot_marker(layer: Layer, name: str, function: Any) -> bool:
-    if name not in STAGES or not callable(function):
-        return False
-    if not isinstance(layer.plugin, ModuleType):
-        return True
-    # `load`, `split` and `loss` are ordinary names in a user's module: only what takes `run` is meant.
-    defined_here = getattr(function, "__module__", None) == layer.plugin.__name__
-    return defined_here and next(iter(inspect.signature(function).parameters), None) == "run"
-
-
-def _check_implementation(layer: Layer, name: str, function: Any, options: Mapping[str, Any]) -> None:
-    if name not in STAGES:
-        close = difflib.get_close_matches(name, STAGES, n=1)
-        raise _complaint(
-            layer, function, f"there is no stage `{name}`",
-            expected="one of " + ", ".join(STAGES),
-            fix=f"call it `{close[0]}`" if close else None,
-        )  # fmt: skip
-    offered = list(inspect.signature(STAGES[name]).parameters)
-    wanted = [p for p in inspect.signature(function).parameters if p != "self"]
-    unknown = [argument for argument in wanted if argument not in offered]
-    if unknown:
-        raise _complaint(
-            layer, function, f"stage `{name}` has no argument `{unknown[0]}`",
-            expected="some of " + ", ".join(offered),
-        )  # fmt: skip
-    for option in ("tryfirst", "trylast", "hookwrapper"):
-        if options.get(option):
-            raise _complaint(
-                layer, function, f"`{name}` asks for {option}",
-                expected="the order of the layers alone to decide", fix="use `@ptrain.hookimpl(wrapper=True)`",
-            )  # fmt: skip
-    if name not in ALL and not _can_return(function):
-        raise _complaint(
-            layer, function, f"`{name}` can never return a value",
-            expected=f"it to return {_promise(name)}", fix="add the `return`",
-        )  # fmt: skip
-
-
-def _can_return(function: Any) -> bool:
-    """Whether some path of `function` returns a value or raises; True where its source is not to be had."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    except (OSError, TypeError, SyntaxError):
-        return True
-    top = tree.body[0]
-    if not isinstance(top, ast.FunctionDef):
-        return True
-    nested = {id(n) for f in ast.walk(top) if f is not top and isinstance(f, _SCOPES) for n in ast.walk(f)}
-    own = [node for node in ast.walk(top) if id(node) not in nested]
-    returns = any(isinstance(n, ast.Return) and n.value is not None and not _is_none(n.value) for n in own)
-    return returns or isinstance(top.body[-1], ast.Raise)
-
-
-_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
-def check_callback(layer: Layer, event: str, callback: Any) -> tuple[str, str]:
-    """`("pre" or "post", stage)` of a callback; PluginError for an unknown event or argument."""
-    when, _, rest = event.partition("-")
-    stage = rest.replace("-", "_")
-    if when not in ("pre", "post") or stage not in STAGES:
-        events = [f"{w}-{s}" for s in STAGES for w in ("pre", "post")]
-        close = difflib.get_close_matches(event, events, n=1)
-        raise _complaint(
-            layer, callback, f"there is no event `{event}`",
-            expected="`pre-` or `post-` and one of " + ", ".join(STAGES),
-            fix=f"write `{close[0]}`" if close else None,
-        )  # fmt: skip
-    offered = list(inspect.signature(STAGES[stage]).parameters) if when == "pre" else ["run", "result"]
-    names = list(inspect.signature(callback).parameters)
-    unknown = [name for name in names if name not in offered]
-    if when == "pre" and unknown:
-        raise _complaint(
-            layer, callback, f"the callback `{event}` has no argument `{unknown[0]}`",
-            expected="some of " + ", ".join(offered),
-        )  # fmt: skip
-    if when == "post" and len(names) != 2:
-        raise _complaint(
-            layer, callback, f"the callback `{event}` takes {len(names)} arguments",
-            expected="two: `run` and the result of the stage",
-        )  # fmt: skip
-    return when, stage
-
-
-def _refuse_second_replacement(layer: Layer, replaced: dict[str, str]) -> None:
-    for stage in EXCLUSIVE:
-        function = getattr(layer.plugin, stage, None)
-        options = getattr(function, "ptrain_impl", None)
-        if options is None or options.get("wrapper"):
-            continue
-        if stage in replaced:
-            raise _complaint(
-                layer, function, f"`{replaced[stage]}` and `{layer.name}` both replace the stage `{stage}`",
-                expected="at most one replacement above core's", fix="wrap it: `@ptrain.hookimpl(wrapper=True)`",
-            )  # fmt: skip
-        replaced[stage] = layer.name
-
-
-def _complaint(layer: Layer, function: Any, message: str, **more: str | None) -> PluginError:
-    return PluginError(f"plugin `{layer.name}` ({layer.origin}): {message}", where=_place(function), **more)
-
-
-def _place(function: Any) -> Position | None:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return Position(code.co_filename, code.co_firstlineno, 1) if code is not None else None
