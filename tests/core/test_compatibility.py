@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import ptrain
-from ptrain import hooks, layer, stack
+from ptrain import hooks
+from ptrain import layer as layer_module
+from ptrain import stack as stacks
 from ptrain.errors import PluginError
 from ptrain.layer import Layer
 from ptrain.stack import Stack
@@ -36,9 +38,9 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = types.ModuleType("newer_hooks")
     vars(specs).update(vars(hooks), count=count, on_step_end=on_step_end, choose_rows=choose_rows)
     stages = {name: spec for name, spec in vars(specs).items() if hasattr(spec, "ptrain_spec")}
-    monkeypatch.setattr(stack, "hooks", specs)
-    monkeypatch.setattr(stack, "STAGES", stages)
-    monkeypatch.setattr(layer, "STAGES", stages)
+    monkeypatch.setattr(stacks, "hooks", specs)
+    monkeypatch.setattr(stacks, "STAGES", stages)
+    monkeypatch.setattr(layer_module, "STAGES", stages)
 
 
 class Core:

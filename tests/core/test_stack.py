@@ -151,7 +151,7 @@ def test_a_failure_names_plugin_distribution_stage_and_line() -> None:
         stack(Bad()).call("count", run=None, batch=0)
     text = str(caught.value)
     assert "`count` of `bad` (toy 1.0) failed in stage `count`: ZeroDivisionError" in text
-    assert "test_plugin.py:" in text
+    assert "test_stack.py:" in text
     assert caught.value.exit_code == 1
 
 
@@ -187,7 +187,7 @@ def test_a_result_of_the_wrong_kind_is_named(stage: str) -> None:
             stack(plugin()).call(stage, run=None, **arguments)
         text = str(caught.value)
         assert "of `bad` (toy 1.0) returned " in text and f"expected: the stage `{stage}` to return" in text, text
-        assert "test_plugin.py:" in text
+        assert "test_stack.py:" in text
 
 
 def test_a_wrapper_that_loses_the_result_is_named() -> None:
@@ -296,7 +296,7 @@ def test_mistakes_are_refused_by_name(make: Callable[[], type], says: str) -> No
     with pytest.raises(PluginError) as caught:
         stack(make()())
     text = str(caught.value)
-    assert says in text and "`bad` (toy 1.0)" in text and "test_plugin.py:" in text
+    assert says in text and "`bad` (toy 1.0)" in text and "test_stack.py:" in text
     assert caught.value.exit_code == 2
 
 
