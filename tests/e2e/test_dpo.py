@@ -22,6 +22,7 @@ from test_oracle import exported, token_rows
 import ptrain
 from ptrain.testing.recipes import merged
 from ptrain.testing.rows import conversations, write_rows
+from ptrain.testing.workers import WorkerFailed
 
 BETA = 0.3
 CUTS = [(8, 1), (2, 4)]
@@ -203,9 +204,7 @@ def test_the_model_without_its_adapter_is_the_reference(dpo: Any, prepared: Any)
         for stage in (0, 2, 3) for reference in ("cached", "adapter_off")
     ]  # fmt: skip
     run_workers(specs, 2)
-    for cached, off in itertools.pairwise(specs):
-        if specs.index(cached) % 2:
-            continue
+    for cached, off in zip(specs[::2], specs[1::2], strict=True):
         assert losses(off) == pytest.approx(losses(cached), abs=1e-5, rel=1e-5)
         for one, other in zip(metrics(cached), metrics(off), strict=True):
             assert {key: one[key] for key in LOGGED} == pytest.approx({key: other[key] for key in LOGGED}, abs=2e-5)
@@ -223,3 +222,7 @@ def test_an_adapter_of_sft_goes_on_in_dpo(dpo: Any, recipes: Any, prepared: Any)
     assert first["rewards/chosen"] == pytest.approx(0, abs=1e-6) and first["loss"] == pytest.approx(math.log(2))
     with pytest.raises(ptrain.RecipeError, match="gives the model no adapter"):
         prepared(dpo(reference="adapter_off"))
+    drawn = {"peft_config": {"r": 4, "target_modules": "all-linear", "init_lora_weights": False}}
+    spec = prepared(dpo(model=drawn, reference="adapter_off", train_iters=2))
+    with pytest.raises(WorkerFailed, match="the adapter changes the model before its first step"):
+        run_workers([spec], 1)

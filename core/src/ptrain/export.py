@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import tempfile
@@ -163,7 +162,7 @@ def _write(run: Run, target: Path) -> Path:
     from ptrain.checkpoint.huggingface import HuggingFaceCheckpoint
 
     own = [part for part in saving.active(run) if isinstance(part, HuggingFaceCheckpoint)]
-    part = copy.copy(own[0]) if own else HuggingFaceCheckpoint(HuggingFaceCheckpoint.Config(type="huggingface"))
+    part = own[0] if own else HuggingFaceCheckpoint(HuggingFaceCheckpoint.Config(type="huggingface"))
     run.model.eval()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

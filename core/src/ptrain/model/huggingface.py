@@ -168,7 +168,9 @@ class HuggingFaceModel(Model):
     def _dtype(self) -> torch.dtype:
         import torch
 
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.dtype]
+        from ptrain.model.quantized import DTYPES
+
+        return getattr(torch, DTYPES[self.config.dtype])
 
     def _from_keys(self, run: Run) -> PretrainedConfig:
         from huggingface_hub.errors import StrictDataclassError

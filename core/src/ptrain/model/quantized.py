@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What torch calls the dtypes of a recipe."""
 
 
 def rounding(keys: Mapping[str, Any], dtype: str) -> BitsAndBytesConfig:

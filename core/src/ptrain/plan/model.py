@@ -95,6 +95,7 @@ def make_model(run: Run, unknown: list[str]) -> PreTrainedModel:
     from ptrain import checks
     from ptrain.engine import quiet
     from ptrain.model.huggingface import HuggingFaceModel
+    from ptrain.model.quantized import DTYPES
 
     quiet()
     part, model = run.parts.model, None
@@ -120,7 +121,7 @@ def make_model(run: Run, unknown: list[str]) -> PreTrainedModel:
         model = checks.blank_model(run)
         if traced:
             model.set_attn_implementation(TRACED)
-    return model.to(getattr(torch, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[run.recipe.model.dtype]))
+    return model.to(getattr(torch, DTYPES[run.recipe.model.dtype]))
 
 
 def make_optimizer(run: Run, model: PreTrainedModel, unknown: list[str]) -> torch.optim.Optimizer:
