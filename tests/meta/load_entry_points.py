@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import EntryPoint, distribution
 from importlib.util import find_spec
 
-DISTRIBUTIONS = ("ptrain", "ptrain-core", "ptrain-dpo", "ptrain-sft")
+DISTRIBUTIONS = ("ptrain", "ptrain-core", "ptrain-dpo", "ptrain-sft", "ptrain-spec-decode", "ptrain-swiftkv")
 
 
 def declared() -> list[EntryPoint]:

@@ -19,15 +19,15 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parents[2]
-OWN = {"core": "ptrain", "cli": "ptrain_cli", "plugins/sft": "ptrain_sft", "plugins/dpo": "ptrain_dpo"}
+PLUGINS = ("sft", "dpo", "swiftkv", "spec-decode")
+OWN = {"core": "ptrain", "cli": "ptrain_cli"} | {f"plugins/{p}": f"ptrain_{p.replace('-', '_')}" for p in PLUGINS}
 """Where each distribution lives, and what it is imported as."""
 HOMES = list(OWN)
 PROVIDERS = {
     **packages_distributions(),
     "ptrain": ["ptrain-core"],
     "ptrain_cli": ["ptrain"],
-    "ptrain_dpo": ["ptrain-dpo"],
-    "ptrain_sft": ["ptrain-sft"],
+    **{f"ptrain_{plugin.replace('-', '_')}": [f"ptrain-{plugin}"] for plugin in PLUGINS},
 }
 """The distributions that a package comes with; an editable install does not say."""
 script = ROOT / "tests" / "meta" / "load_entry_points.py"
@@ -75,7 +75,7 @@ def test_installed_is_what_the_tree_declares() -> None:
         }.items()
         for name, value in points.items()
     }
-    assert installed == written, "reinstall: pip install --no-deps -e core -e cli -e plugins/sft -e plugins/dpo"
+    assert installed == written, "reinstall: pip install --no-deps " + " ".join(f"-e {home}" for home in HOMES)
     assert [version(t["name"]) for t in tables] == [t["version"] for t in tables]
 
 

@@ -1,0 +1,1 @@
+"""Speculators for ptrain."""

@@ -1,0 +1,1 @@
+"""SwiftKV for ptrain."""
