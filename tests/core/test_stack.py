@@ -101,6 +101,20 @@ def test_wrappers_and_callbacks_nest_by_layer() -> None:
     assert seen == ["pre a", "pre b", "in b", "in a", "out a", "post a", "out b", "post b"]
 
 
+def test_an_argument_that_may_be_none_may_be_left_out() -> None:
+    """Whoever takes it is given None; one that may not be None is missing."""
+
+    class Optional(Base):
+        @ptrain.hookimpl
+        def create_engine(self, run: Any, model: Any, optimizer: Any, scheduler: Any) -> Any:
+            return lambda: (model, optimizer, scheduler)
+
+    layers = stack(Optional())
+    assert layers.call("create_engine", run=FakeRun(), model=1, scheduler=3)() == (1, None, 3)
+    with pytest.raises(KeyError, match="model"):
+        layers.call("create_engine", run=FakeRun())
+
+
 def test_observers_run_bottom_up_and_a_broken_one_is_reported_once() -> None:
     """An observer's exception never stops the run."""
     seen: list[str] = []

@@ -25,7 +25,10 @@ import yaml
 from ptrain.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
-READMES = [ROOT / home / "README.md" for home in ("", "core", "cli", "plugins/sft", "plugins/dpo", "plugins/swiftkv", "plugins/spec-decode")]
+READMES = [
+    ROOT / home / "README.md"
+    for home in ("", "core", "cli", "plugins/sft", "plugins/dpo", "plugins/swiftkv", "plugins/spec-decode")
+]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *READMES, ROOT / "CONTRIBUTING.md"]
 NOT_RUN = {
     r"^(python3 -m )?pip install": "the environment of the tests is there already",

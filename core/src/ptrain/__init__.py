@@ -48,9 +48,11 @@ from ptrain.results import Batch, Loss, Progress, StepResult
 if TYPE_CHECKING:
     from ptrain import stages
     from ptrain.api import OpenRun, Result, open_run, train
+    from ptrain.model.huggingface import HuggingFaceModel
     from ptrain.run import Run
 
 LAZY = {
+    "HuggingFaceModel": "ptrain.model.huggingface",
     "OpenRun": "ptrain.api",
     "Result": "ptrain.api",
     "Run": "ptrain.run",
@@ -80,6 +82,7 @@ __all__ = [
     "Evaluator",
     "EvaluatorConfig",
     "Feature",
+    "HuggingFaceModel",
     "Loss",
     "Model",
     "ModelConfig",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ptrain.errors import CheckpointError
+from ptrain.weights import unreadable, whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,26 +103,6 @@ def _steps(name: str, keys: Mapping[str, Collection[str]], read: Callable[[str, 
     return float(read(name, "step")) if "step" in keys[name] else 0.0
 
 
-def whole(parameter: Any) -> torch.Tensor:
-    """The whole weight that the model computes with, on its device and in its dtype; every worker must ask.
-
-    DeepSpeed's own way would give rounded weights under `torch_autocast`.
-
-    Raises:
-        CheckpointError: DeepSpeed keeps it on NVMe.
-    """
-    if not hasattr(parameter, "ds_tensor"):
-        return parameter.detach()
-    own = parameter.ds_tensor
-    if own.numel() != own.ds_numel:
-        raise _unreadable()
-    group = parameter.ds_process_group
-    count = torch.distributed.get_world_size(group)
-    found = torch.empty(count * own.ds_numel, dtype=own.dtype, device=parameter.device)
-    torch.distributed.all_gather_into_tensor(found, own.detach().to(parameter.device).contiguous(), group=group)
-    return found[: parameter.ds_numel].view(parameter.ds_shape)
-
-
 def frozen_sums(model: nn.Module) -> dict[str, int]:
     """A checksum of each frozen parameter by name; every worker must ask.
 
@@ -151,17 +132,10 @@ def _scaler(engine: Engine) -> Any:
     return getattr(wrapper, "loss_scale_config", None) or getattr(wrapper, "loss_scaler", None)
 
 
-def _unreadable() -> CheckpointError:
-    return CheckpointError(
-        "DeepSpeed keeps the state on NVMe, or packs it in an order of its own, where it can't be read",
-        fix="offload to `cpu` instead of `nvme`; with FusedAdam in bf16 or fp16 use ZeRO stage 1 or above",
-    )
-
-
 def _masters(engine: Engine) -> _Masters:
     wrapper = engine.deepspeed.optimizer
     if getattr(wrapper, "swap_optimizer", False) or hasattr(wrapper, "fp32_groups_flat"):
-        raise _unreadable()
+        raise unreadable()
     return [_Masters, _Flat, _Flat, _Sharded][engine.stage](engine)
 
 
@@ -273,7 +247,7 @@ class _Flat(_Masters):
         else:
             found = utils.safe_get_full_optimizer_state(parameter, key)
         if found is None:
-            raise _unreadable()
+            raise unreadable()
         return found
 
     def write(self, parameter: nn.Parameter, key: str, value: torch.Tensor) -> None:

@@ -6,6 +6,8 @@ Kinds:
     first: the topmost layer that does not return None answers.
     all: every layer is called, bottom-up.
 
+An argument that may be None may be left out of `run.call(stage, ...)`.
+
 `@ptrain.hookimpl(wrapper=True)` makes a wrapper: `result = yield`, then return the result. Layers, bottom-up:
 core's defaults (`ptrain.stages`), the trainer, the features of `plugins:` in order, the user's own code.
 """
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ptrain.errors import Problem
+    from ptrain.model.head import Head
     from ptrain.parts import Checkpoint, Source
     from ptrain.results import Batch, Loss, StepResult
     from ptrain.run import Run
@@ -173,16 +176,42 @@ def count(run: Run, batch: Batch) -> Mapping[str, float]:
 
 
 @hookspec(firstresult=True)
-def forward(run: Run, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Return the last hidden states [b, s, h], after the final norm; never logits. Kind: first."""
+def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int] | None) -> torch.Tensor:
+    """Return the last hidden states [b, s, h], after the final norm; never logits. Kind: first.
+
+    With `layers`, [b, s, n, h]: those hidden states, in the order of `layers` and numbered as transformers does
+    (0 is the embeddings, i what goes into layer i, -1 what comes out of the final norm).
+    """
     ...
 
 
 @hookspec(firstresult=True)
-def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
     """Return log p(label) at each position, [b, s] fp32, 0 where the label is -100. Kind: first.
 
-    `labels` are already shifted. Logits are computed only where there is a label.
+    `labels` are already shifted. Logits are computed only where there is a label: by `head`, which maps [n, h] to
+    [n, v], or by the model's own output layer where it is left out.
+    """
+    ...
+
+
+@hookspec(firstresult=True)
+def token_argmax(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
+    """Return the likeliest token at each position, int64 [b, s], -100 where the label is -100. Kind: first.
+
+    Without a gradient. `head` is as in `token_logprobs`.
+    """
+    ...
+
+
+@hookspec(firstresult=True)
+def token_kl(
+    run: Run, hidden: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return KL(teacher || student) of the next token at each position, [b, s] fp32, 0 where the label is -100.
+
+    Kind: first. `hidden` and `teacher` are hidden states [b, s, h], from which the output layer makes logits that are
+    divided by `temperature`; only `hidden` gets a gradient.
     """
     ...
 

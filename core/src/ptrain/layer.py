@@ -18,6 +18,11 @@ STAGES: dict[str, Callable[..., Any]] = {
     name: function for name, function in vars(hooks).items() if hasattr(function, "ptrain_spec")
 }
 ALL = frozenset(name for name, f in STAGES.items() if not getattr(f, "ptrain_spec")["firstresult"])  # noqa: B009
+OPTIONAL: Mapping[str, Mapping[str, None]] = {
+    name: {p.name: None for p in inspect.signature(f).parameters.values() if str(p.annotation).endswith("| None")}
+    for name, f in STAGES.items()
+}
+"""The arguments that a call may leave out, by stage."""
 EXCLUSIVE = frozenset({"step", "loss", "create_engine", "evaluate"})
 """Stages that one plugin at most replaces; others wrap them."""
 

@@ -43,6 +43,8 @@ RETURNS: Mapping[str, tuple[str, ...] | Callable[[Any], bool]] = {
     "count": lambda result: isinstance(result, Mapping),
     "forward": ("Tensor",),
     "token_logprobs": ("Tensor",),
+    "token_argmax": ("Tensor",),
+    "token_kl": ("Tensor",),
     "sequence_sum": ("Tensor",),
     "step": ("StepResult",),
     "loss": _is_loss,

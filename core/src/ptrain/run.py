@@ -257,10 +257,11 @@ class Run:
             trained_only: leave out the parameters that are not trained.
         """
         from ptrain import engine_state
+        from ptrain.weights import whole
 
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad or not trained_only:
-                yield name, engine_state.whole(parameter)
+                yield name, whole(parameter)
         yield from engine_state.buffers(self.model)
 
     def backward(self, loss: Any, counts: Mapping[str, Any]) -> None:

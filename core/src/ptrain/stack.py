@@ -14,7 +14,17 @@ import pluggy
 
 from ptrain import hooks
 from ptrain.errors import PluginError, Position, PtrainError
-from ptrain.layer import ALL, STAGES, Layer, check_callback, check_layer, place_of, promise, refuse_second_replacement
+from ptrain.layer import (
+    ALL,
+    OPTIONAL,
+    STAGES,
+    Layer,
+    check_callback,
+    check_layer,
+    place_of,
+    promise,
+    refuse_second_replacement,
+)
 from ptrain.promises import fits, said
 
 MAY_FAIL_THE_RUN = frozenset({"configure", "before_training", "save_state", "load_state"})
@@ -55,6 +65,7 @@ class Stack:
                 in one that names plugin, distribution, stage, file and line.
         """
         start = time.perf_counter()
+        arguments = {**OPTIONAL[stage], **arguments}
         try:
             for layer, callback in self._pre[stage]:
                 arguments = _replaced(stage, layer, callback, arguments)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from ptrain.model.head import Head
     from ptrain.parts import Checkpoint, Source
     from ptrain.run import Run
 
@@ -115,30 +116,57 @@ def count(run: Run, batch: Batch) -> Mapping[str, float]:
 
 
 @hookimpl
-def forward(run: Run, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int] | None) -> torch.Tensor:
     """The hidden states of the model's body; documents of one row do not see each other."""
     from ptrain.model.attention import per_document
+    from ptrain.model.between import Between
     from ptrain.model.varlen import document_arguments
 
     extra = document_arguments(model, batch)
-    with per_document():
+    with per_document(), Between(model, layers or ()) as between:
         out = model.base_model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
         )
-    return out.last_hidden_state
+    return out.last_hidden_state if layers is None else between.stacked(out.last_hidden_state)
 
 
 @hookimpl
-def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
     """Log-probabilities from logits at label positions alone, a tile at a time."""
-    from ptrain.model.head import check_head, output_head
     from ptrain.model.logprobs import token_logprobs as compute
+
+    size = run.hf_config.get_text_config().vocab_size
+    return compute(head or _own_head(run), hidden, labels, size, tiled=run.engine.stage != 3)
+
+
+@hookimpl
+def token_argmax(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
+    """The likeliest tokens from logits at label positions alone, a tile at a time."""
+    from ptrain.model.divergence import token_argmax as compute
+
+    return compute(head or _own_head(run), hidden, labels, run.hf_config.get_text_config().vocab_size)
+
+
+@hookimpl
+def token_kl(
+    run: Run, hidden: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """The divergence from logits at label positions alone, a tile at a time."""
+    from ptrain.model.divergence import token_kl as compute
+
+    size = run.hf_config.get_text_config().vocab_size
+    return compute(_own_head(run), hidden, teacher, labels, temperature, size)
+
+
+def _own_head(run: Run) -> Head:
+    """The output layer of the run's model, which is checked when it is first needed."""
+    from ptrain.model.head import check_head, output_head
 
     if run.head is None:
         head = output_head(run.model)
         check_head(run.model, head)
         run.head = head
-    return compute(run.head, hidden, labels, run.hf_config.vocab_size, tiled=run.engine.stage != 3)
+    return run.head
 
 
 @hookimpl

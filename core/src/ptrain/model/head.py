@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ptrain.errors import ModelError
+from ptrain.weights import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +23,23 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 """How far they may be apart, as a share of the largest logit."""
 
 
-def output_head(model: PreTrainedModel) -> Head:
+@dataclass(frozen=True)
+class OutputHead:
+    """Maps hidden states [n, h] to logits [n, v], fp32: an output layer, and a factor or a cap in some families."""
+
+    layer: Head
+    factor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        logits = self.layer(hidden).float()
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+
+def output_head(model: PreTrainedModel) -> OutputHead:
     """Maps hidden states [n, h] to logits [n, v], fp32.
 
     Raises:
@@ -33,15 +53,30 @@ def output_head(model: PreTrainedModel) -> Head:
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
         factor *= getattr(config, name, None) or 1.0
     factor /= getattr(config, "logits_scaling", None) or 1.0  # Granite
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    return OutputHead(layer, factor, getattr(config, "final_logit_softcapping", None))  # a cap: Gemma
 
-    def head(hidden: torch.Tensor) -> torch.Tensor:
-        logits = layer(hidden).float()
-        if factor != 1.0:
-            logits = logits * factor
-        return torch.tanh(logits / cap) * cap if cap else logits
 
-    return head
+def frozen(head: Head) -> bool:
+    """Whether no weight of `head` is trained."""
+    layer = head.layer if isinstance(head, OutputHead) else head
+    return isinstance(layer, nn.Module) and not any(p.requires_grad for p in layer.parameters())
+
+
+def gathered(head: Head) -> Head | None:
+    """`head` such that it may be called any number of times, for use without gradients of its weights.
+
+    Under ZeRO-3 each call would gather the weight from all workers, who then must call equally often: it is gathered
+    here, once, which every worker must ask for. None where that can't be done: then call `head` itself, once.
+    """
+    layer: Any = head.layer if isinstance(head, OutputHead) else head
+    parameters = list(layer.parameters()) if isinstance(layer, nn.Module) else []
+    if not any(hasattr(p, "ds_tensor") for p in parameters):
+        return head
+    if type(layer) is not nn.Linear:
+        return None
+    bias = whole(layer.bias) if layer.bias is not None else None
+    linear = functools.partial(nn.functional.linear, weight=whole(layer.weight), bias=bias)
+    return replace(head, layer=linear) if isinstance(head, OutputHead) else linear
 
 
 @torch.no_grad()
