@@ -80,11 +80,16 @@ def said(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the hub's line for each attempt: what it says in the end is shown."""
-    log = logging.getLogger("huggingface_hub")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Without the hub's line for each attempt and transformers' table of weights: what they come to is shown."""
+    logs = [logging.getLogger(name) for name in ("huggingface_hub", "transformers.modeling_utils")]
+    for log in logs:
+        log.addFilter(_worse_than_warnings)  # another level would have transformers say other things
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log in logs:
+            log.removeFilter(_worse_than_warnings)
+
+
+def _worse_than_warnings(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING

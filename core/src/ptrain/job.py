@@ -207,7 +207,9 @@ def _next(run: Run, model: Path | None) -> str:
         return f"to train on rows of your own, {_again(run, 'data.sources=[{type: jsonl, path: rows.jsonl}]')}"
     if (model / adapters.CONFIG).is_file():
         return f"to have one model with the adapter in it: ptrain export {shlex.quote(str(run.dir))} --merge"
-    return f"load it with AutoModelForCausalLM.from_pretrained({str(model)!r})"
+    module = run.parts.model.registered_by
+    first = f" after `import {module}`" if module else ""
+    return f"load it with AutoModelForCausalLM.from_pretrained({str(model)!r}){first}"
 
 
 def _again(run: Run, override: str) -> str:

@@ -66,10 +66,16 @@ class Tokenizer(Part):
 
 
 class Model(Part):
-    """Makes the model (`model`)."""
+    """Makes the model (`model`).
+
+    Class attributes:
+        registered_by: the module whose import tells transformers' Auto classes of the model's class, where it is not
+            one of transformers' own.
+    """
 
     kind = "model"
     Config = sections.ModelConfig
+    registered_by: ClassVar[str] = ""
 
     def create_config(self, run: Run) -> PretrainedConfig:
         """The Hugging Face configuration of the model."""

@@ -141,6 +141,7 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
         question = {
             "ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation,
             "dtype": run.recipe.model.dtype, "rounded": getattr(run.recipe.model, "quantization_config", {}),
+            "module": run.parts.model.registered_by,
         }  # fmt: skip
         asked.write_text(json.dumps(question), encoding="utf-8")
         command = guard.guarded([sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ def main(folder: str, asked: str, out: str) -> None:
         folder: the export.
         asked: a JSON file with `ids`, the token ids, `trust_remote_code`, and `conversation`: messages of which the
             tokenizer makes a prompt (its ids are written as `prompt`), or null; `dtype` and `rounded`, as the
-            recipe has them (`model.dtype`, `model.quantization_config`).
+            recipe has them (`model.dtype`, `model.quantization_config`); `module`, which tells transformers of the
+            model's class where it is a plugin's.
     """
     import torch
     from jinja2 import TemplateError
@@ -25,6 +27,8 @@ def main(folder: str, asked: str, out: str) -> None:
 
     question = json.loads(Path(asked).read_text(encoding="utf-8"))
     trusted = question["trust_remote_code"]
+    if question["module"]:
+        importlib.import_module(question["module"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     adapted = Path(folder, "adapter_config.json").is_file()
     model = _adapted(folder, trusted, question) if adapted else _model(folder, trusted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
+FITTING = "leave out what `model.hf_config_kwargs` says of sizes, or download or save the model again"
 ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
 class HuggingFaceModel(Model):
     """A causal language model of transformers."""
 
+    may_lack: str = ""
+    """A pattern for the names of weights that what is loaded need not have, as they are made anew."""
     blank = False
     """Make it from its configuration, whatever weights there are: for a plan, on a device without memory."""
 
@@ -219,10 +224,40 @@ class HuggingFaceModel(Model):
             self._shards = HfDeepSpeedConfig(block)
         name, revision, _ = self._base
         with explained("model", name):
-            return AutoModelForCausalLM.from_pretrained(
-                name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(),
-                revision=revision, trust_remote_code=self._trusted(), use_safetensors=True, **self._rounding(),
-            )  # fmt: skip
+            try:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(), revision=revision,
+                    trust_remote_code=self._trusted(), use_safetensors=True, output_loading_info=True,
+                    ignore_mismatched_sizes=True, **self._rounding(),
+                )  # fmt: skip
+            except RuntimeError as error:
+                if "size mismatch" not in str(error):  # so it comes with ZeRO-3
+                    raise
+                first = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+                raise ModelError(f"`{name}` does not fit its configuration: {first}", fix=FITTING) from error
+        model, report = loaded
+        self._check_loaded(run, name, report)
+        return model
+
+    def _check_loaded(self, run: Run, name: str, report: Mapping[str, Any]) -> None:
+        """Refuse to train weights that transformers has drawn at random because they are not there."""
+        missing = [key for key in sorted(report["missing_keys"]) if not self._may_lack(key)]
+        if missing:
+            raise ModelError(
+                f"`{name}` lacks weights of the model that its configuration describes ({len(missing)}): "
+                + _some(missing),
+                fix="download or save it again; weights drawn at random are had by `model.config`",
+            )
+        for key, found, wanted in report["mismatched_keys"]:
+            raise ModelError(
+                f"`{name}` does not fit its configuration: `{key}` is {list(found)}, and {list(wanted)} in the model",
+                fix=FITTING,
+            )
+        if unexpected := sorted(report["unexpected_keys"]):
+            run.warn(f"`{name}` has weights that the model has no place for ({len(unexpected)}): {_some(unexpected)}")
+
+    def _may_lack(self, key: str) -> bool:
+        return bool(self.may_lack and re.search(self.may_lack, key))
 
     def _rounding(self) -> dict[str, Any]:
         from ptrain.model.quantized import rounding
@@ -261,6 +296,11 @@ class HuggingFaceModel(Model):
                 expected="the 40 hexadecimal digits of a commit that you have read",
             )
         return self.config.trust_remote_code
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of `names`."""
+    return ", ".join(f"`{name}`" for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _copy(config: PretrainedConfig) -> PretrainedConfig:
