@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 Document = tuple[list[int], list[int]]
 Rows = list[list[Document]]
-NO_DECAY = ("bias", "norm.weight")
+NO_DECAY = ("bias", "norm.weight", "norm_swiftkv.weight")
 
 
 def permutation(rows: int, seed: int, epoch: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
-NO_DECAY = ("bias", "norm.weight", "layernorm.weight", "layer_norm.weight", "ln_f.weight")
+NO_DECAY = re.compile(r"(bias|norm(_[a-z]+)?\.weight|ln_f\.weight)$", re.IGNORECASE)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     decay, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (rest if name.lower().endswith(NO_DECAY) else decay).append(parameter)
+            (rest if NO_DECAY.search(name) else decay).append(parameter)
     if not decay and not rest:
         raise ModelError("no parameter of the model requires a gradient", expected="at least one to train")
     groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

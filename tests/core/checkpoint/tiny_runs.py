@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from ptrain import Trainer, engine_state, hookimpl, saving
+from ptrain import Trainer, hookimpl, saving
 from ptrain import engine as engines
+from ptrain import weights as keeping
 from ptrain.catalog import Catalog, Offer
 from ptrain.checkpoint import huggingface
 from ptrain.errors import PtrainError
@@ -158,9 +159,9 @@ def _save_alone(run: Run, part: Any, folder: Path) -> Path:
 def damage(kind: str | None, run: Run, part: Any) -> Iterator[None]:
     """Make something go wrong that has gone wrong elsewhere."""
     if kind == "not gathered":
-        whole, engine_state.whole = engine_state.whole, lambda parameter: parameter.detach()
+        whole, keeping.whole = keeping.whole, lambda parameter: parameter.detach()
         yield
-        engine_state.whole = whole
+        keeping.whole = whole
         return
     if kind == "not finite":
         run.model.get_input_embeddings().weight.data[3, 3] = float("nan")
