@@ -253,8 +253,9 @@ def global_counts(run: Run, batches: list[Batch]) -> dict[str, float]:
 
     total: dict[str, float] = {"samples": 0.0, "tokens": 0.0}
     for batch in batches:
-        real = batch["document_lengths"]
-        own = {"samples": batch.get("rows", len(real)), "tokens": sum(map(sum, real))}
+        lengths = batch["document_lengths"]
+        rows = batch.get("rows", len(lengths))
+        own = {"samples": rows, "tokens": sum(map(sum, lengths)) if rows else 0}
         for term, value in {**own, **run.call("count", batch=batch)}.items():
             total[term] = total.get(term, 0.0) + float(value)
     values = sum_over_workers(list(total.values()), run.device)

@@ -40,6 +40,7 @@ class Dense:
     def __init__(self, weights: Weights, config: Any) -> None:
         self.weights, self.config = weights, config
         self.theta = config.rope_parameters["rope_theta"]
+        self.head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """With its bias, if there is one."""
@@ -50,7 +51,7 @@ class Dense:
         """Queries, keys or values of layer `at`, [heads, s, d]."""
         attention = f"model.layers.{at}.self_attn"
         y = self.linear(x, f"{attention}.{what}_proj{'_swiftkv' if swift else ''}")
-        y = y.unflatten(-1, (-1, self.config.head_dim))
+        y = y.unflatten(-1, (-1, self.head))
         if f"{attention}.{what}_norm.weight" in self.weights:
             y = norm(y, self.weights[f"{attention}.{what}_norm.weight"], self.config.rms_norm_eps)
         y = y.transpose(0, 1)
@@ -71,7 +72,7 @@ class Dense:
             shared = self.heads(y, at, "k", False), self.heads(y, at, "v", False, turn=False)
         repeat = queries.shape[0] // shared[0].shape[0]
         keys, values = (part.repeat_interleave(repeat, dim=0) for part in shared)
-        scores = queries @ keys.transpose(1, 2) / self.config.head_dim**0.5
+        scores = queries @ keys.transpose(1, 2) / self.head**0.5
         back = torch.arange(len(x))[:, None] - torch.arange(len(x))[None]
         seen = (back >= 0) & (back < (self.window(at) or len(x)))
         mixed = torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1) @ values

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ptrain_swiftkv.models import FAMILIES
 from ptrain_swiftkv.student import begin, student_config
@@ -57,6 +58,16 @@ def student(model: Any, kept: int, size: int, *, moved: float = 0.0) -> Any:
             if "_swiftkv." in name:
                 parameter.add_(moved * torch.randn_like(parameter))
     return made
+
+
+def make_teacher(tiny_model: Path, folder: Path) -> Path:
+    """Fill `folder` with a Llama of four layers, whose weights are larger than usual, and the tiny model's tokenizer."""
+    config = AutoConfig.from_pretrained(tiny_model, num_hidden_layers=4, initializer_range=0.1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
 
 
 def ids(rows: int = 2, length: int = 13) -> torch.Tensor:

@@ -57,6 +57,7 @@ def collate(
 
 
 def filler(row: Mapping[str, Any], *, pad_id: int) -> dict[str, Any]:
-    """A micro-batch without rows: one token, no label. It keeps workers in step where one has no rows left."""
+    """A micro-batch without rows: one token, which is padding. It keeps workers in step where one has no rows left."""
     batch = collate([{"input_ids": [row["input_ids"][0]], "labels": [IGNORED], "document_lengths": [1]}], pad_id=pad_id)
+    batch["document_ids"].fill_(PADDING)
     return {**batch, "rows": 0}
