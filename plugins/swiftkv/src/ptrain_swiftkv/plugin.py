@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from ptrain import Batch, Loss, Run
+    from ptrain import Batch, Loss, Problem, Run
 
 
 class SwiftKVModel(ptrain.HuggingFaceModel):
@@ -50,16 +50,7 @@ class SwiftKVModel(ptrain.HuggingFaceModel):
         from ptrain_swiftkv.student import student_config
 
         base = super().create_config(run)
-        if base.model_type.endswith("_swiftkv"):
-            self._check_same(base)
-            return base
-        if self.config.num_key_value_layers is None:
-            half = max(1, base.num_hidden_layers // 2)
-            raise ptrain.ModelError(
-                f"the recipe doesn't say how many of the {base.num_hidden_layers} layers stay as they are",
-                fix=f"give `model.num_key_value_layers`, e.g. {half}",
-            )
-        return student_config(base, self.config.num_key_value_layers, self.config.key_value_group_size or 1)
+        return student_config(base, self.config.num_key_value_layers, self.config.key_value_group_size)
 
     def create_model(self, run: Run, config: PretrainedConfig) -> PreTrainedModel:
         """The student, of which only what is its own is trained; it begins as near to the teacher as can be."""
@@ -72,16 +63,6 @@ class SwiftKVModel(ptrain.HuggingFaceModel):
             begin(model)
         freeze(model)
         return model
-
-    def _check_same(self, found: Any) -> None:
-        for key in ("num_key_value_layers", "key_value_group_size"):
-            wanted = getattr(self.config, key)
-            if wanted not in (None, getattr(found, key)):
-                raise ptrain.ModelError(
-                    f"`model.{key}` is {wanted}, and `{self.config.name_or_path}` is a SwiftKV model with "
-                    f"{getattr(found, key)}",
-                    fix=f"leave `{key}` out to train it further, or name the model that it was made from",
-                )
 
 
 class SwiftKV(SFT):
@@ -106,6 +87,36 @@ class SwiftKV(SFT):
         comes out of the final norm."""
 
     parts = {**SFT.parts, "model": "swiftkv"}
+
+    @ptrain.hookimpl
+    def configure(self, run: Run) -> list[Problem]:
+        """Refuse layers that the model has not, where its configuration is at hand."""
+        from ptrain_swiftkv.rules import fault, known_keys
+
+        model: Any = run.recipe.model
+        if not isinstance(model, SwiftKVModel.Config) or not (keys := known_keys(model)):
+            return []
+        where = run.loaded.positions.get
+        found = fault(keys, model.num_key_value_layers, model.key_value_group_size)
+        if found is not None:
+            at = where(("model", found.key)) or where(("model",))
+            return [ptrain.Problem(found.message, at, found.expected, found.fix)]
+        layers, at = keys.get("num_hidden_layers"), self.config.hidden_loss_layer
+        if isinstance(layers, int) and not -layers - 1 <= at <= layers:
+            message = f"`hidden_loss_layer` is {at}, and the model has {layers} layers"
+            return [ptrain.Problem(message, where(("hidden_loss_layer",)), f"{-layers - 1} to {layers}")]
+        return []
+
+    @ptrain.hookimpl(wrapper=True)
+    def create_tokenizer(self, run: Run) -> Any:
+        """Tell transformers of a student first, beside whose tokenizer it looks for a type of model that it knows."""
+        import importlib
+
+        from ptrain_swiftkv.rules import SUFFIX, known_keys
+
+        if str(known_keys(run.recipe.model).get("model_type")).endswith(SUFFIX):
+            importlib.import_module(SwiftKVModel.registered_by)
+        return (yield)
 
     @ptrain.hookimpl
     def before_training(self, run: Run) -> None:

@@ -11,55 +11,29 @@ from torch import nn
 from ptrain import ModelError
 from ptrain.weights import assign, whole
 from ptrain_swiftkv.models import FAMILIES
-
-SUFFIX = "_swiftkv"
-"""What is trained has the name of what it stands for, and this."""
+from ptrain_swiftkv.rules import SUFFIX, fault
 
 
-def student_config(base: Any, kept: int, size: int) -> Any:
-    """The configuration of a student of the model that `base` describes.
+def student_config(base: Any, kept: int | None, size: int | None) -> Any:
+    """The configuration of a student of the model that `base` describes; `base` itself where it is one.
 
     Args:
         kept: `num_key_value_layers`.
         size: `key_value_group_size`.
 
     Raises:
-        ModelError: the family is not supported, or has not these layers.
+        ModelError: the family is not supported, has not these layers, or the student is another one.
     """
-    family = FAMILIES.get(base.model_type)
-    if family is None:
-        known = ", ".join(f"`{name}`" for name in FAMILIES)
-        raise ModelError(f"models of the type `{base.model_type}` have no SwiftKV", expected=f"one of {known}")
-    _check_layers(base, kept, size)
+    if found := fault(base.to_dict(), kept, size):
+        raise ModelError(found.message, expected=found.expected, fix=found.fix)
+    if base.model_type.endswith(SUFFIX):
+        return base
+    family = FAMILIES[base.model_type]
     keys = {k: v for k, v in base.to_dict().items() if k not in ("model_type", "architectures", "transformers_version")}
-    made = family.config_class(**keys, num_key_value_layers=kept, key_value_group_size=size)
+    made = family.config_class(**keys, num_key_value_layers=kept, key_value_group_size=size or 1)
     made.architectures = [family.__name__]
     made._commit_hash = getattr(base, "_commit_hash", None)
     return made
-
-
-def _check_layers(base: Any, kept: int, size: int) -> None:
-    layers = base.num_hidden_layers
-    if not 1 <= kept <= layers:
-        raise ModelError(
-            f"`model.num_key_value_layers` is {kept}, and the model has {layers} layers", expected=f"1 to {layers}",
-            fix=f"keep half of them: `num_key_value_layers: {max(1, layers // 2)}`",
-        )  # fmt: skip
-    if (layers - kept) % size:
-        fitting = [n for n in range(1, layers - kept + 1) if (layers - kept) % n == 0]
-        raise ModelError(
-            f"`model.key_value_group_size` is {size}, which does not divide the {layers - kept} layers that share keys "
-            "and values",
-            expected="one of " + ", ".join(map(str, fitting)),
-        )
-    kinds = getattr(base, "layer_types", None)
-    for first in range(kept, layers, size):
-        if kinds and len(set(kinds[first : first + size])) > 1:
-            raise ModelError(
-                f"layers {first} to {first + size - 1} would share keys and values, and not all of them look equally "
-                f"far back ({', '.join(kinds[first : first + size])})",
-                fix="choose `num_key_value_layers` and `key_value_group_size` so that groups end where windows begin",
-            )
 
 
 def counterparts(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
