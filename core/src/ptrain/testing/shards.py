@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from ptrain import Batch, Run
 
-CUT = ("input_ids", "shift_labels", "position_ids", "document_ids")
 UNCUT = "uncut"
 """The key of a batch under which it is whole."""
 
@@ -62,6 +61,11 @@ def half(run: Run, values: torch.Tensor) -> torch.Tensor:
     return values.chunk(run.world, dim=1)[run.rank]
 
 
+def by_position(batch: Batch, value: Any) -> bool:
+    """Whether `value` is a tensor with a place for each position, [b, s, ...]: a trainer's own as well as core's."""
+    return getattr(value, "shape", ())[:2] == batch["input_ids"].shape
+
+
 class Halves:
     """A loader of whole batches, as one of halves."""
 
@@ -70,7 +74,8 @@ class Halves:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
-            yield {**batch, **{name: half(self._run, batch[name]) for name in CUT}, UNCUT: batch}
+            cut = {name: half(self._run, value) for name, value in batch.items() if by_position(batch, value)}
+            yield {**batch, **cut, UNCUT: batch}
 
     def __len__(self) -> int:
         return len(self._loader)
