@@ -59,15 +59,21 @@ class Shape:
             raise ValueError(problem)
 
     def _problem(self) -> str | None:
+        if self.tie_weights and self.n_predict < 2:
+            return "`speculator_tie_weights` ties the weights of several heads, and there is one"
         if not self.proj[-1] == self.emb[-1] == self.inner[0]:
             return (
                 f"the last width of `proj_dim` ({self.proj[-1]}), the last of `emb_dim` ({self.emb[-1]}) and the first "
                 f"of `speculator_width` ({self.inner[0]}) must be the same number: what they make is added"
             )
         if self.kind == "mlp":
-            stacked = max(map(len, (self.inner, self.proj, self.emb))) > 1
-            return "stacked widths belong to `speculator: lstm`" if stacked else None
-        return self._lstm_problem() if self.method == "sum_lstm" else None
+            if max(map(len, (self.inner, self.proj, self.emb))) > 1:
+                return "stacked widths belong to `speculator: lstm`"
+            lstm = self.method != "sum_rnn" or self.tie_lstm_embs
+            return "`method: sum_lstm` and `tie_lstm_embs` belong to `speculator: lstm`" if lstm else None
+        if self.method == "sum_lstm":
+            return self._lstm_problem()
+        return "`tie_lstm_embs` belongs to `method: sum_lstm`" if self.tie_lstm_embs else None
 
     def _lstm_problem(self) -> str | None:
         if not self.tie_weights:
@@ -153,4 +159,4 @@ def _state(name: str, sizes: tuple[int, ...], kind: Kind) -> dict[str, tuple[int
 
 def file_name(name: str) -> str:
     """What a parameter of a `Speculator` is called in the saved file."""
-    return name.replace("heads.", "head.", 1) if name.startswith("heads.") else name
+    return name.replace("heads.", "head.", 1).replace(".norm.", ".")

@@ -31,7 +31,20 @@ class State(NamedTuple):
 
 
 class Norm(nn.Module):
-    """Division by the root mean square, then a weight and a bias; computed in fp32 at least."""
+    """Division by the root mean square, then a weight and a bias."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # By this name optimizers know a weight that does not decay.
+        self.norm = Affine(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised along the last dimension."""
+        return self.norm(normalised(x))
+
+
+class Affine(nn.Module):
+    """A weight and a bias for each feature."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -39,12 +52,12 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised along the last dimension."""
-        return normalised(x) * self.weight + self.bias
+        """`x` times the weight, plus the bias."""
+        return x * self.weight + self.bias
 
 
 def normalised(x: torch.Tensor) -> torch.Tensor:
-    """`x` divided by its root mean square along the last dimension."""
+    """`x` divided by its root mean square along the last dimension, which is computed in fp32 at least."""
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype)
 
@@ -78,11 +91,11 @@ class Speculator(nn.Module):
         """What maps the hidden part of a state to the logits of head `i`."""
         return self.heads[0 if self.shape.tie_weights else i]  # type: ignore[return-value]
 
-    def initialise(self) -> None:
-        """Draw the weights of embeddings, projections and heads, each with the standard deviation `deviation` says."""
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights of embeddings, projections and heads, with the standard deviation that `deviation` says."""
         for module in self.modules():
             if isinstance(module, (nn.Embedding, nn.Linear)):
-                nn.init.normal_(module.weight, std=self.deviation(module.weight))
+                nn.init.normal_(module.weight, std=self.deviation(module.weight), generator=generator)
 
     def deviation(self, weight: torch.Tensor) -> float:
         """The standard deviation that `weight` is drawn with."""
