@@ -167,8 +167,10 @@ class LSTMSpeculator(Speculator):
         """One step of the cell; before the first one its memory is empty."""
         gelu = nn.functional.gelu
         forget, enter, candidate, leave = self._gates(state.hidden, tokens, min(head, 1))
-        added = gelu(self.cell_ln[0](candidate)) * torch.sigmoid(enter)
-        cell = added if state.cell is None else torch.sigmoid(forget) * state.cell + added
+        # The empty memory is multiplied too: a weight without any gradient would decay under one ZeRO stage and not
+        # under another.
+        memory = torch.zeros_like(candidate) if state.cell is None else state.cell
+        cell = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * gelu(self.cell_ln[0](candidate))
         return State(torch.sigmoid(leave) * gelu(self.state_ln[0](cell)), cell)
 
     def _gates(self, hidden: torch.Tensor, tokens: torch.Tensor, at: int) -> list[torch.Tensor]:
