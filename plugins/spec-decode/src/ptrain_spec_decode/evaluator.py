@@ -256,8 +256,7 @@ def _speculator(run: Run) -> Speculator:
         )
     if run.engine.stage != 3:
         return own
-    from ptrain.weights import whole  # pyright: ignore[reportMissingImports]
-
+    from ptrain.weights import whole
     from ptrain_spec_decode.speculator import make
 
     copy = make(own.shape).to(run.device)

@@ -58,7 +58,7 @@ class Choice(NamedTuple):
     def draw(self, uniforms: torch.Tensor) -> torch.Tensor:
         """The tokens at which the cumulative probability exceeds `uniforms`, float64 [...] below 1; int64 [...]."""
         whole = self.probabilities.cumsum(-1)
-        at = torch.searchsorted(whole / whole[..., -1:], uniforms[..., None], right=True)
+        at = torch.searchsorted(whole / whole[..., -1:], uniforms[..., None].contiguous(), right=True)
         return self.tokens.gather(-1, at).squeeze(-1)
 
     def dense(self, size: int) -> torch.Tensor:
