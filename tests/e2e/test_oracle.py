@@ -17,12 +17,12 @@ CUTS = [(8, 1), (4, 2), (2, 4), (1, 8)]
 STAGES = [0, 2, 3]
 
 
-def token_rows(spec: Path) -> list[list[bare_loop.Document]]:
-    """The prepared training rows as documents."""
+def token_rows(spec: Path, split: str = "train") -> list[list[bare_loop.Document]]:
+    """The prepared rows of a split as documents."""
     from ptrain.data.cache import open_prepared
 
     rows = []
-    for row in open_prepared(Path(json.loads(spec.read_text())["prepared"])).train:
+    for row in getattr(open_prepared(Path(json.loads(spec.read_text())["prepared"])), split):
         ends = list(itertools.accumulate(row["document_lengths"]))
         spans = zip([0, *ends], ends, strict=False)
         rows.append([(row["input_ids"][a:b], row["labels"][a:b]) for a, b in spans])

@@ -130,6 +130,16 @@ class Shape:
         return found
 
     @property
+    def unserved(self) -> str | None:
+        """What about it Arctic Inference, which serves this kind, can't load; None if there is nothing."""
+        if self.kind == "lstm" and self.method == "sum_lstm" and not self.tie_lstm_embs:
+            return "a cell whose gates have embeddings of their own (set `tie_lstm_embs: true`)"
+        for key, sizes in (("proj_dim", self.proj), ("emb_dim", self.emb)):
+            if len(set(sizes)) > 1:
+                return f"a stack of unequal widths in `{key}`"
+        return None
+
+    @property
     def parameters(self) -> int:
         """How many numbers are trained."""
         return sum(math.prod(shape) for shape in self.tensors().values())

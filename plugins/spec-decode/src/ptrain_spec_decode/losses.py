@@ -37,7 +37,9 @@ def heads_loss(run: Run, hidden: torch.Tensor, batch: Batch, *, measure: bool) -
         batch: with the tensors of `with_targets`.
         measure: give the accuracy of each head and the acceptance length, too.
     """
-    speculator: Any = run.model.speculator
+    from ptrain_spec_decode.model import speculator_of
+
+    speculator = speculator_of(run)
     where = (batch[LABELS] != IGNORED).any(-1)
     # One row of the positions at which some head has a target.
     tokens, labels = batch[TOKENS][where][None], batch[LABELS][where][None]

@@ -58,14 +58,29 @@ class SpecDecode(SFT):
 
     @ptrain.hookimpl
     def configure(self, run: Run) -> list[Problem]:
-        """Refuse a model part that puts no speculator into the model."""
+        """Refuse a model part that puts no speculator into the model, and an engine that can't serve it."""
         from ptrain_spec_decode.model import SpeculatorModel
 
-        if issubclass(run.loaded.model, SpeculatorModel):
-            return []
-        where = run.loaded.document.value_position(("model", "type"))
-        message = f"the model part `{run.recipe.model.type}` makes no speculator"
-        return [ptrain.Problem(message, where, "`speculator`", "leave `model.type` out")]
+        where = run.loaded.document.value_position
+        if not issubclass(run.loaded.model, SpeculatorModel):
+            message = f"the model part `{run.recipe.model.type}` makes no speculator"
+            return [ptrain.Problem(message, where(("model", "type")), "`speculator`", "leave `model.type` out")]
+        found = []
+        for at, entry in enumerate(run.recipe.checkpoint):
+            if getattr(entry, "served_by", None) == "vllm" and getattr(run.recipe.model, "speculator", "") == "lstm":
+                message = "vLLM itself serves no speculator of the kind `lstm`"
+                place = where(("checkpoint", at, "served_by"))
+                found.append(ptrain.Problem(message, place, fix="write `served_by: arctic`, or leave it out"))
+        return found
+
+    @ptrain.hookimpl
+    def before_training(self, run: Run) -> None:
+        """Say early where nothing will serve what is trained."""
+        from ptrain_spec_decode.model import speculator_of
+
+        problem = speculator_of(run).shape.unserved
+        if problem is not None:
+            run.warn(f"Arctic Inference, which serves this kind of speculator, can't load {problem}")
 
     @ptrain.hookimpl(wrapper=True)
     def create_dataloader(self, run: Run) -> Any:
