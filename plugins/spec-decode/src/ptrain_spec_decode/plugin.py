@@ -65,7 +65,7 @@ class SpecDecode(SFT):
         if not issubclass(run.loaded.model, SpeculatorModel):
             message = f"the model part `{run.recipe.model.type}` makes no speculator"
             return [ptrain.Problem(message, where(("model", "type")), "`speculator`", "leave `model.type` out")]
-        found = []
+        found = _unreadable(run)
         for at, entry in enumerate(run.recipe.checkpoint):
             if getattr(entry, "served_by", None) == "vllm" and getattr(run.recipe.model, "speculator", "") == "lstm":
                 message = "vLLM itself serves no speculator of the kind `lstm`"
@@ -115,3 +115,19 @@ class SpecDecode(SFT):
 
         hidden = batch["hidden"] if "hidden" in batch else base_states(run, batch)
         return heads_loss(run, hidden, batch, measure=batch["split"] == "eval")
+
+
+def _unreadable(run: Run) -> list[Problem]:
+    """What is wrong with `speculator_path`, as far as it alone tells."""
+    from dataclasses import replace
+
+    from ptrain_spec_decode.saved import read
+
+    if run.config.speculator_path is None:
+        return []
+    try:
+        read(run.config.speculator_path)
+    except ptrain.ModelError as error:
+        place = run.loaded.document.value_position(("speculator_path",))
+        return [replace(problem, where=place) for problem in error.problems]
+    return []
