@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from hypothesis import given
@@ -40,12 +41,24 @@ def test_like_a_loop(rows: list[list[bool]]) -> None:
     assert (float(total), count) == (expected, len(rows))
 
 
+class Fixed:
+    """Drafts the tokens from one place of a text on, right or wrong."""
+
+    def __init__(self, drafts: dict[int, list[int]]) -> None:
+        self.drafts = drafts
+
+    def draft(self, tokens: Sequence[int], count: int) -> list[int]:
+        return self.drafts.get(len(tokens), [])[:count]
+
+
 def test_passes_walk_over_what_was_taken() -> None:
-    assert passes([]) == 0
-    assert passes([0, 0, 0]) == 3
-    assert passes([3, 0, 0, 0]) == 1
-    assert passes([1, 0, 2, 0, 0, 1]) == 3  # at 0, 2, 5
-    assert passes([1, 0, 2, 0, 0, 1], start=1) == 3  # at 1, 2, 5
+    prompt, written = [7, 7], [10, 11, 12, 13, 14, 15]
+    assert passes(Fixed({}), prompt, written, 3) == 6
+    # After token 10 two drafts are right, so that the base's own 13 comes with them; then none is.
+    assert passes(Fixed({3: [11, 12, 9], 7: [9]}), prompt, written, 3) == 4
+    assert passes(Fixed({3: [11, 12, 13], 7: [15]}), prompt, written, 3) == 3
+    assert passes(Fixed({3: [11, 12, 13], 7: [15]}), prompt, written, 1) == 5
+    assert passes(Fixed({}), prompt, [10], 3) == 1
 
 
 def test_ngram_takes_the_most_frequent_and_backs_off() -> None:

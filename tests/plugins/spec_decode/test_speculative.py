@@ -15,7 +15,7 @@ from ptrain import RecipeError, TrainingError
 from ptrain.testing import contract
 from ptrain_spec_decode.cached import Cached
 from ptrain_spec_decode.decode import Limit, Written, speculative_greedy
-from ptrain_spec_decode.evaluator import check_same, metrics, prompts
+from ptrain_spec_decode.evaluator import Pair, check_same, metrics, prompts
 from ptrain_spec_decode.layout import Shape
 from ptrain_spec_decode.saved import load_into
 from ptrain_spec_decode.speculator import make
@@ -61,18 +61,18 @@ def test_measures_what_decoding_by_hand_does(recipe: Any, ptrain_run: Any, ptrai
     load_into(heads, run.dir / "speculator" / "latest")
     rows = json.loads((run.dir / "rows.json").read_text())
     eos = base.generation_config.eos_token_id
-    made = [
-        speculative_greedy(Cached(base), heads, prompt, Limit(NEW, {eos}), (3, 2, 2), 4)
-        for prompt in prompts(rows, 5, 64, 512)
-    ]
-    expected = metrics([(one, one) for one in made])
-    for name in ("tokens_per_pass", "acceptance_length"):
+    pairs = []
+    for prompt in prompts(rows, 5, 64, 512):
+        one = speculative_greedy(Cached(base), heads, prompt, Limit(NEW, {eos}), (3, 2, 2), 4)
+        pairs.append(Pair(prompt, one, one))
+    expected = metrics(pairs, 3)
+    for name in ("tokens_per_pass", "acceptance_length", "prompt_lookup"):
         total, count = expected[f"speculative/{name}"]
         assert found[f"eval/speculative/{name}"] == pytest.approx(total / count)
     assert found["eval/speculative/speed_up"] > 0
     zero3 = {"zero_optimization": {"stage": 3}}
     two = ptrain_run(recipe(tree, micro_batch_size=2, deepspeed=zero3), workers=2)
-    for name in ("tokens_per_pass", "acceptance_length"):
+    for name in ("tokens_per_pass", "acceptance_length", "prompt_lookup"):
         assert two.evaluations[0][f"eval/speculative/{name}"] == pytest.approx(found[f"eval/speculative/{name}"])
 
 
@@ -118,11 +118,12 @@ def test_prompts_are_questions_or_beginnings() -> None:
 
 
 def test_metrics_are_sums_and_counts() -> None:
-    plain = Written([1] * 6, 6, seconds=6.0)
-    drafted = Written([1] * 6, 3, taken=[3, 0], near_ties=[4], seconds=2.0)
-    assert metrics([(plain, drafted)] * 2) == {
+    plain = Written([1, 2, 1, 2, 1, 2], 6, seconds=6.0)
+    drafted = Written([1, 2, 1, 2, 1, 2], 3, taken=[3, 0], near_ties=[4], seconds=2.0)
+    assert metrics([Pair([9], plain, drafted)] * 2, 3) == {
         "speculative/tokens_per_pass": (12.0, 6.0),
         "speculative/acceptance_length": (10.0, 4.0),
+        "speculative/prompt_lookup": (12.0, 8.0),  # 1, 2 and the second 1 alone, then 2 and 1 are copied
         "speculative/speed_up": (12.0, 4.0),
         "speculative/near_ties": (2.0, 12.0),
     }

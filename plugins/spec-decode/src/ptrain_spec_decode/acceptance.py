@@ -32,18 +32,6 @@ def acceptance_length(hits: torch.Tensor) -> tuple[torch.Tensor, float]:
     return (found + 1).sum(), float(found.numel())
 
 
-def passes(yields: Sequence[int], start: int = 0) -> int:
-    """The forward passes in which decoding walks from position `start` over all of `yields`.
-
-    Args:
-        yields: how many drafts would be taken at each position.
-    """
-    count, at = 0, start
-    while at < len(yields):
-        count, at = count + 1, at + yields[at] + 1
-    return count
-
-
 class Drafter(Protocol):
     """Whatever proposes the tokens that come next."""
 
@@ -111,23 +99,33 @@ class PromptLookup:
         return []
 
 
+def taken(drafter: Drafter, text: Sequence[int], known: int, count: int) -> int:
+    """How many of `count` drafts after the first `known` tokens are those of the text."""
+    found = 0
+    for drafted, real in zip(drafter.draft(text[:known], count), text[known:], strict=False):
+        if drafted != real:
+            break
+        found += 1
+    return found
+
+
 def drafts_taken(drafter: Drafter, text: Sequence[int], heads: int) -> list[int]:
     """How many drafts would be taken at each position t of a text, given tokens 0 to t + 1: as with a speculator.
 
     The last position is the last one at which all of `heads` drafts have a token to be compared with.
     """
-    found = []
-    for at in range(2, len(text) - heads + 1):
-        taken = 0
-        for drafted, real in zip(drafter.draft(text[:at], heads), text[at:], strict=False):
-            if drafted != real:
-                break
-            taken += 1
-        found.append(taken)
+    return [taken(drafter, text, known, heads) for known in range(2, len(text) - heads + 1)]
+
+
+def passes(drafter: Drafter, prompt: Sequence[int], written: Sequence[int], count: int) -> int:
+    """The forward passes, that over the prompt among them, in which a base writes `written` with `count` drafts each."""
+    text, known, found = [*prompt, *written], len(prompt) + 1, 1
+    while known < len(text):
+        known, found = known + taken(drafter, text, known, count) + 1, found + 1
     return found
 
 
 def baseline(drafter: Drafter, texts: Iterable[Sequence[int]], heads: int) -> float:
     """The acceptance length of a drafter on texts: the mean over their positions; compare with `acceptance_length`."""
-    taken = [one for text in texts for one in drafts_taken(drafter, text, heads)]
-    return 1 + sum(taken) / len(taken) if taken else 1.0
+    found = [one for text in texts for one in drafts_taken(drafter, text, heads)]
+    return 1 + sum(found) / len(found) if found else 1.0

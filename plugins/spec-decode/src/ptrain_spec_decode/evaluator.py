@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -53,7 +53,7 @@ class Speculative(ptrain.Evaluator):
             return self
 
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
-        """This worker's sums: tokens by passes, by checks of drafts, and the seconds of both ways to write.
+        """This worker's sums: tokens by passes, of drafts and of prompt lookup, and the seconds of both ways to write.
 
         Raises:
             DataError: no row gives a prompt.
@@ -69,12 +69,12 @@ class Speculative(ptrain.Evaluator):
             )
         mine = asked[run.data_rank :: run.data_world]
         together = Together(run)
-        pairs: list[tuple[Written, Written]] = []
+        pairs: list[Pair] = []
         for at in range(-(-len(asked) // run.data_world)):
             run.stop_if_asked()
             prompt = mine[at] if at < len(mine) else None
             run.engine(lambda prompt=prompt: self._both(run, speculator, together, prompt, pairs))
-        return metrics(pairs)
+        return metrics(pairs, speculator.n_predict)
 
     def _check(self, speculator: Speculator) -> None:
         top_k = self.config.candidates or []
@@ -85,8 +85,7 @@ class Speculative(ptrain.Evaluator):
             )
 
     def _both(
-        self, run: Run, speculator: Speculator, together: Together, prompt: list[int] | None,
-        pairs: list[tuple[Written, Written]],
+        self, run: Run, speculator: Speculator, together: Together, prompt: list[int] | None, pairs: list[Pair]
     ) -> None:  # fmt: skip
         """Write on from `prompt` in both ways, and wait for the other workers."""
         if prompt is not None:
@@ -107,7 +106,7 @@ class Writer:
         self._warp = Warp(config.temperature, config.top_k)
         self._stop = stop_tokens(run)
 
-    def pair(self, prompt: list[int], count: int) -> tuple[Written, Written]:
+    def pair(self, prompt: list[int], count: int) -> Pair:
         """What plain decoding writes, and what speculative decoding does.
 
         Raises:
@@ -119,7 +118,7 @@ class Writer:
         plain, drafted = self._plain(prompt, limit), self._drafted(prompt, limit)
         if not self._config.temperature:
             check_same(plain, drafted, prompt)
-        return plain, drafted
+        return Pair(prompt, plain, drafted)
 
     def _plain(self, prompt: list[int], limit: Limit) -> Written:
         from ptrain_spec_decode import decode
@@ -181,16 +180,28 @@ class Together:
         return bool(flag > 0)
 
 
-def metrics(pairs: Sequence[tuple[Written, Written]]) -> dict[str, tuple[float, float]]:
-    """`(sum, count)` by name, of texts that were written plainly and with drafts."""
-    drafted = [one for _, one in pairs]
+class Pair(NamedTuple):
+    """A prompt, and what was written after it plainly and with drafts."""
+
+    prompt: list[int]
+    plain: Written
+    drafted: Written
+
+
+def metrics(pairs: Sequence[Pair], heads: int) -> dict[str, tuple[float, float]]:
+    """`(sum, count)` by name; `heads` drafts are made at a time."""
+    from ptrain_spec_decode.acceptance import PromptLookup, passes
+
+    drafted = [one.drafted for one in pairs]
     tokens = float(sum(len(one.tokens) for one in drafted))
     checks = [taken for one in drafted for taken in one.taken]
-    # Of sampling, both texts are different ones: what counts is the time for a token.
-    plain = sum(one.seconds / len(one.tokens) * len(other.tokens) for one, other in pairs)
+    # Samples are different texts: what counts is the time for a token.
+    plain = sum(one.plain.seconds / len(one.plain.tokens) * len(one.drafted.tokens) for one in pairs)
+    lookup = sum(passes(PromptLookup(), one.prompt, one.drafted.tokens, heads) for one in pairs)
     return {
         "speculative/tokens_per_pass": (tokens, float(sum(one.passes for one in drafted))),
         "speculative/acceptance_length": (float(sum(checks) + len(checks)), float(len(checks))),
+        "speculative/prompt_lookup": (tokens, float(lookup)),
         "speculative/speed_up": (plain, sum(one.seconds for one in drafted)),
         "speculative/near_ties": (float(sum(len(one.near_ties) for one in drafted)), tokens),
     }
