@@ -35,6 +35,7 @@ NOT_RUN = {
     r"^python3 -m nox": "nox runs the tests, the tests do not run nox",
     r"^ptrain run recipes/": "tests/e2e runs the recipes of the repository",
     r"--hostfile|^srun": "needs several machines",
+    r"^vllm|--engine vllm": "needs a server with a GPU",
     r"--install-completion": "is for the shell that it is called from; tests/cli installs it",
 }
 """Commands that no page plays, and why."""

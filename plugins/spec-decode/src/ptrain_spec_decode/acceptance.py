@@ -118,7 +118,7 @@ def drafts_taken(drafter: Drafter, text: Sequence[int], heads: int) -> list[int]
 
 
 def passes(drafter: Drafter, prompt: Sequence[int], written: Sequence[int], count: int) -> int:
-    """The forward passes, that over the prompt among them, in which a base writes `written` with `count` drafts each."""
+    """The forward passes, that over the prompt among them, in which a base writes `written` with `count` drafts."""
     text, known, found = [*prompt, *written], len(prompt) + 1, 1
     while known < len(text):
         known, found = known + taken(drafter, text, known, count) + 1, found + 1
