@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -24,6 +26,8 @@ class Completions(ThreadingHTTPServer):
         answered: how often each prompt was answered.
         seen: the body of each request.
         status: if set, the status of every answer.
+        wrong: what every answer holds instead.
+        interrupt_at: which request is interrupted by the user.
     """
 
     daemon_threads = True
@@ -36,6 +40,7 @@ class Completions(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.lock, self.rng = threading.Lock(), random.Random(0)
         self.wrong: dict[str, Any] = {}
+        self.interrupt_at = 0
 
     @property
     def url(self) -> str:
@@ -65,7 +70,11 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.seen.append(body)
             self.server.headers.append(dict(self.headers))
-        time.sleep(self.server.seconds)
+            number = len(self.server.seen)
+        time.sleep(self.server.seconds / 2)
+        if number == self.server.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)  # of the test, which is waiting for this answer
+        time.sleep(self.server.seconds / 2)
         failure = self.server.failure()
         if self.server.status:
             return self._send(self.server.status, {"error": "no"})

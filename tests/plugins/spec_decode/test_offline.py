@@ -135,6 +135,16 @@ def test_a_killed_call_goes_on(ptrain_model: Path, ptrain_data: Any, tmp_path: P
     assert {len(ids) for ids in table["input_ids"].to_pylist()} == {NEW}
 
 
+def test_an_interrupt_waits_for_what_is_on_its_way(call: Any, tmp_path: Path) -> None:
+    with serving(seconds=0.2) as server:
+        server.interrupt_at = 6
+        assert call(*server_flags(server)) == 130
+        assert 6 <= sum(server.answered.values()) < COUNT
+        kept = [line for line in rows(tmp_path / "out.jsonl.journal") if "tokens" in line]
+        assert len(kept) == sum(server.answered.values())
+        assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_the_engine_here_is_reproducible_and_trains(
     call: Any, tmp_path: Path, ptrain_recipe: Any, ptrain_run: Any
 ) -> None:

@@ -104,10 +104,15 @@ class Server(Engine):
                     return
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
+        except KeyboardInterrupt:
+            # What is on its way is paid for: it is waited for, unless the user interrupts that, too.
+            self._stop.set()
+            yield from (future.result() for future in wait(waiting).done)
+            raise
         finally:
             self._stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            self._client.close()  # what is on its way would keep the process for as long as its timeout
+            self._client.close()
 
     def _answer(self, request: Request) -> Answer:
         try:
@@ -127,7 +132,7 @@ class Server(Engine):
         reason, pause = "", FIRST_WAIT
         for number in range(tries):
             if number and self._stop.wait(pause):
-                raise Unanswered("stopped")
+                raise Unanswered(f"{reason} (the call was interrupted before the next try)")
             try:
                 found = self._client.post("completions", json=body)
             except httpx.TransportError as error:
