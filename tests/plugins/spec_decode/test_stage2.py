@@ -190,7 +190,7 @@ def test_prompts_are_cut_within_documents() -> None:
 
 def test_prompts_of_a_step_are_a_multiple_of_its_rows() -> None:
     recipe = SimpleNamespace(micro_batch_size=2)
-    run: Any = SimpleNamespace(config=SimpleNamespace(), recipe=recipe, accumulation=3, data_world=2)
+    run: Any = SimpleNamespace(config=SimpleNamespace(), recipe=recipe, accumulation=3, data_world=2, world=2)
     for wanted, expected in ((None, 1), (12, 1), (48, 4)):
         run.config.gen_train_global_batch_size = wanted
         assert pieces(run) == expected
@@ -198,3 +198,8 @@ def test_prompts_of_a_step_are_a_multiple_of_its_rows() -> None:
     with pytest.raises(RecipeError, match=r"is 40, and a step has 12 rows of text \(2 x 3 x 2 workers\)") as caught:
         pieces(run)
     assert caught.value.problems[0].fix == "set it to 36, or leave it out for a prompt a row"
+    run.world = 4
+    with pytest.raises(
+        RecipeError, match=r"a plugin cuts sequences up over workers \(4 of them read 2 different rows\)"
+    ):
+        pieces(run)

@@ -54,8 +54,14 @@ def pieces(run: Run) -> int:
     """How many prompts a row is to give, so that a step has `gen_train_global_batch_size` of them.
 
     Raises:
-        RecipeError: that is no multiple of the rows of a step.
+        RecipeError: that is no multiple of the rows of a step, or workers share rows.
     """
+    if run.data_world != run.world:
+        raise ptrain.RecipeError(
+            f"a plugin cuts sequences up over workers ({run.world} of them read {run.data_world} different rows), and "
+            "`gen_train` needs whole rows to begin from",
+            fix="leave that plugin out: generated sequences are short; or `ptrain spec-decode generate` them before",
+        )
     wanted = run.config.gen_train_global_batch_size
     rows = run.recipe.micro_batch_size * run.accumulation * run.data_world
     if wanted is None:
