@@ -18,11 +18,6 @@ STAGES: dict[str, Callable[..., Any]] = {
     name: function for name, function in vars(hooks).items() if hasattr(function, "ptrain_spec")
 }
 ALL = frozenset(name for name, f in STAGES.items() if not getattr(f, "ptrain_spec")["firstresult"])  # noqa: B009
-OPTIONAL: Mapping[str, Mapping[str, None]] = {
-    name: {p.name: None for p in inspect.signature(f).parameters.values() if str(p.annotation).endswith("| None")}
-    for name, f in STAGES.items()
-}
-"""The arguments that a call may leave out, by stage."""
 EXCLUSIVE = frozenset({"step", "loss", "create_engine", "evaluate"})
 """Stages that one plugin at most replaces; others wrap them."""
 
@@ -50,6 +45,12 @@ def promise(stage: str) -> str:
     """What a stage returns, in the words of its hook."""
     doc = (STAGES[stage].__doc__ or "").strip().split(". ")[0]
     return doc.removeprefix("Return ").replace("\n", " ")
+
+
+def optional(stage: str) -> dict[str, None]:
+    """The arguments that a call of `stage` may leave out, as they are then: those that may be None."""
+    parameters = inspect.signature(STAGES[stage]).parameters.values()
+    return {one.name: None for one in parameters if str(one.annotation).endswith("| None")}
 
 
 def check_layer(layer: Layer) -> None:

@@ -16,11 +16,11 @@ from ptrain import hooks
 from ptrain.errors import PluginError, Position, PtrainError
 from ptrain.layer import (
     ALL,
-    OPTIONAL,
     STAGES,
     Layer,
     check_callback,
     check_layer,
+    optional,
     place_of,
     promise,
     refuse_second_replacement,
@@ -42,6 +42,7 @@ class Stack:
     _code: dict[Any, tuple[Layer, str]] = field(default_factory=dict)
     _reported: set[int] = field(default_factory=set)
     _found: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
+    _optional: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._manager = pluggy.PluginManager("ptrain")
@@ -65,7 +66,9 @@ class Stack:
                 in one that names plugin, distribution, stage, file and line.
         """
         start = time.perf_counter()
-        arguments = {**OPTIONAL[stage], **arguments}
+        if stage not in self._optional:
+            self._optional[stage] = optional(stage)
+        arguments = {**self._optional[stage], **arguments}
         try:
             for layer, callback in self._pre[stage]:
                 arguments = _replaced(stage, layer, callback, arguments)

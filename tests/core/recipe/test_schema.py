@@ -120,7 +120,6 @@ SHIPPED = [
     *sorted((ROOT / "recipes").glob("*.yaml")),
     *sorted((ROOT.parent / "shared" / "reference-recipes").glob("*.yaml")),
 ]
-NOT_HERE = ("swiftkv", "spec-decode")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ def installed() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(made)
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in NOT_HERE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes(installed: jsonschema.Draft202012Validator, path: Path) -> None:
     data = read_file(path).data
     assert [error.message for error in installed.iter_errors(data)] == []
