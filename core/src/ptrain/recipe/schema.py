@@ -67,7 +67,10 @@ class _Building:
         """All keys of a recipe for one trainer."""
         core, own = self.config("core", sections.CoreConfig), self.config(f"trainer.{name}", trainer.Config)
         defaults = {**PARTS, **trainer.parts}
-        parts = {label: self.part(kind, defaults.get(kind)) for label, kind in SINGLE.items()}
+        elsewhere = _spelt_elsewhere(trainer.Config, self._keys(own))
+        parts = {
+            label: self.part(kind, defaults.get(kind), name, elsewhere.get(label, {})) for label, kind in SINGLE.items()
+        }
         lists = {label: self.list_of(self.part(kind, defaults.get(kind))) for label, kind in LISTS.items()}
         plain: Mapping[str, type[Config]] = {
             "logger": sections.LoggerConfig, "wandb": sections.WandbConfig, "deepspeed": DeepSpeedConfig,
@@ -106,10 +109,16 @@ class _Building:
         entries = {"anyOf": [{"type": "string"}, entry]}
         return {"anyOf": [{"type": "array", "items": entries}, *entries["anyOf"]]}
 
-    def part(self, kind: str, default: str | None) -> Schema:
-        """A section that is one part: its keys follow from `type`, or from the default."""
+    def part(self, kind: str, default: str | None, trainer: str = "", more: Schema | None = None) -> Schema:
+        """A section that is one part: its keys follow from `type`, or from the default.
+
+        Args:
+            more: keys of the trainer `trainer` that may stand here too.
+        """
         classes = self.classes(kind)
         references = {name: self.config(f"{kind}.{name}", one.Config) for name, one in classes.items()}
+        if more:
+            references = {name: self._widened(one, trainer, more) for name, one in references.items()}
         branches = [_when("type", name, {"$ref": reference}) for name, reference in references.items()]
         if default in references:
             absent = {"not": {"required": ["type"]}}
@@ -118,6 +127,13 @@ class _Building:
             branches.append({"required": ["type"]})
         names = {"anyOf": [{"enum": sorted(classes)}, {"type": "string", "pattern": ":"}]}
         return {"type": "object", "properties": {"type": names}, "allOf": branches}
+
+    def _widened(self, reference: str, trainer: str, more: Schema) -> str:
+        plain = self.definitions[reference.removeprefix("#/$defs/")]
+        self.definitions[f"{reference.removeprefix('#/$defs/')}.{trainer}"] = {
+            **plain, "properties": {**plain["properties"], **more},
+        }  # fmt: skip
+        return f"{reference}.{trainer}"
 
     def config(self, label: str, config: type[BaseModel]) -> str:
         """A reference to the definition of a typed section, made where it is not there yet."""
@@ -164,6 +180,16 @@ def _within(config: type[BaseModel]) -> set[type[BaseModel]]:
     for info in config.model_fields.values():
         for one in sections_in(info.annotation):
             found |= {one, *_within(one)}
+    return found
+
+
+def _spelt_elsewhere(config: type[Config], keys: Schema) -> dict[str, Schema]:
+    """By section, the keys of a trainer that may stand there too, with their schemas."""
+    found: dict[str, Schema] = {}
+    for alias, name in config.aliases.items():
+        section, _, key = alias.rpartition(".")
+        if section:
+            found.setdefault(section, {})[key] = {**keys[name], "description": f"The same as `{name}` of the recipe."}
     return found
 
 
