@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "deepseek_v2")
-"""The `model_type` of what a student can be made from."""
+SUPPORTED = ["llama", "mistral", "qwen2", "qwen3", "deepseek_v2"]
+"""The `model_type` of what a student can be made from; `ptrain_swiftkv.models.register` adds others."""
 SUFFIX = "_swiftkv"
 """What a student has of its own is called as what it stands for, and this; so is its `model_type`."""
 
