@@ -14,6 +14,7 @@ from swiftkv_made import LAYOUTS, OWN, ids, student, teacher
 from transformers import AutoModelForCausalLM
 
 from ptrain_swiftkv.models.body import as_teacher, reusing_trunk
+from ptrain_swiftkv.student import freeze
 
 DENSE = ["llama", "mistral", "qwen2", "qwen3"]
 """The families that the dense reference knows."""
@@ -105,6 +106,25 @@ def test_a_second_pass_may_take_the_ordinary_layers_from_the_first(family: str) 
         assert states(other).shape == (3, 7, 32)
     assert states(rows).equal(expected)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("family", OWN)
+def test_layers_that_are_computed_again_give_the_same_gradients(family: str) -> None:
+    """Also those of keys and values, which several of them share."""
+    found = []
+    for again in (False, True):
+        made = student(teacher(family), 2, 2, moved=0.1).train()
+        freeze(made)
+        if again:
+            made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with reusing_trunk(made):
+            with torch.no_grad(), as_teacher(made):
+                made.model(ids(), use_cache=False)
+            made.model(ids(), use_cache=False).last_hidden_state.square().sum().backward()
+        found.append({name: p.grad for name, p in made.named_parameters() if p.requires_grad})
+    assert len(found[0]) >= 9 and all(value is not None and value.any() for value in found[0].values())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=1e-5)
 
 
 # Generation

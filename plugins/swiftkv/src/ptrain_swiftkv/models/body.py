@@ -112,7 +112,9 @@ class SwiftKVBody(PreTrainedModel):
             positions = torch.arange(embeds.shape[1], device=embeds.device)[None] + seen
         masks = mask
         if not isinstance(mask, dict):  # generation has made them already, of a cache of fixed size
-            masks = create_masks_for_generate(self.config, embeds, mask, cache, positions)
+            masks = create_masks_for_generate(
+                self.config, embeds, attention_mask=mask, past_key_values=cache, position_ids=positions
+            )
         rope = self.rotary_emb(embeds, position_ids=positions)
         trunk = Trunk(ids, embeds, rope, masks, positions, cache, extra)
         for at in range(self.config.kept):
