@@ -55,31 +55,107 @@ def test_the_quickstart_asks_nothing_that_it_has_trained_on(tmp_path: Path) -> N
     assert len(seen) > 30_000 and len(questions) == 360 and not seen & set(questions)
 
 
-@pytest.mark.skipif(not GSM8K.exists(), reason="the folder shared/data with GSM8K is not beside the repository")
-def test_gsm8k_on_two_workers_interrupted_resumed_exported(tmp_path: Path) -> None:
-    """The recipe, shortened: ZeRO-2 and packing on two workers; the loss falls, the export generates."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    overrides = {
-        "data.sources.0.path": GSM8K, "data.sources.0.sample_count": 600, "output_dir": tmp_path / "run",
-        "data.cache_dir": tmp_path / "cache", "train_iters": 24, "eval_interval": 12,
-        "checkpoint.0.save_every_n_steps": 8,
+def gsm8k(folder: Path, **overrides: object) -> list[str | Path]:
+    """The arguments that take GSM8K from its file, and put everything into `folder`."""
+    if not GSM8K.exists():
+        pytest.skip("the folder shared/data with GSM8K is not beside the repository")
+    keys = {
+        "data.sources.0.path": GSM8K, "data.sources.0.sample_count": 600, "output_dir": folder,
+        "data.cache_dir": folder.parent / "cache", **overrides,
     }  # fmt: skip
-    common = ["recipes/sft-gsm8k.yaml", "--workers", "2"]
-    common += [part for key, value in overrides.items() for part in ("-o", f"{key}={value}")]
+    return ["--workers", "2", *(part for key, value in keys.items() for part in ("-o", f"{key}={value}"))]
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the recipe for GSM8K, shortened, interrupted and resumed."""
+    folder = tmp_path_factory.mktemp("gsm8k") / "run"
+    shortened = {"train_iters": 24, "eval_interval": 12, "checkpoint.0.save_every_n_steps": 8}
+    common = ["recipes/sft-gsm8k.yaml", *gsm8k(folder, **shortened)]
     out = ptrain("run", *common, "-o", "exit_iteration_this_run=10")
     assert "--resume" in out
     ptrain("run", *common, "--resume")
-    spec = tmp_path / "run" / "run.json"
+    return folder
+
+
+def evaluations(folder: Path, name: str) -> list[float]:
+    """What the evaluations of a run recorded, in order."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record[f"eval/{name}"] for record in records if f"eval/{name}" in record]
+
+
+def test_gsm8k_on_two_workers_interrupted_resumed_exported(fine_tuned: Path) -> None:
+    """ZeRO-2 and packing on two workers; the loss falls, the export generates."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = fine_tuned / "run.json"
     assert [record["step"] for record in metrics(spec)] == list(range(1, 25))
     assert sum(losses(spec)[-4:]) < 0.9 * sum(losses(spec)[:4])
-    records = [json.loads(line) for line in (spec.parent / "metrics.jsonl").read_text().splitlines()]
-    evaluated = [record["eval/loss"] for record in records if "eval/loss" in record]
+    evaluated = evaluations(fine_tuned, "loss")
     assert len(evaluated) >= 3 and evaluated[-1] < evaluated[1] < evaluated[0]
-    folder = (tmp_path / "run" / "model" / "latest").resolve()
+    folder = (fine_tuned / "model" / "latest").resolve()
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "How many are 2 and 3?"}],
         add_generation_prompt=True, return_tensors="pt", return_dict=True,
     )  # fmt: skip
     assert model.generate(**ids, max_new_tokens=8, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_a_speculator_for_gsm8k(fine_tuned: Path, tmp_path: Path) -> None:
+    """The recipe, shortened, on the model of the other one: heads get better, and decoding with them is the same text."""
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "heads"
+    changes = {"model.name_or_path": (fine_tuned / "model" / "latest").resolve(), "train_iters": 16, "eval_interval": 8}
+    ptrain(
+        "run", "recipes/speculator-gsm8k.yaml", *gsm8k(folder, **changes),
+        "-o", "evaluation.1.count=2", "-o", "evaluation.1.max_new_tokens=32",
+    )  # fmt: skip
+    assert sum(losses(folder / "run.json")[-4:]) < 0.9 * sum(losses(folder / "run.json")[:4])
+    for head in (1, 2, 3):
+        found = evaluations(folder, f"accuracy/head{head}")
+        assert found[-1] > found[0] + 0.01
+    assert evaluations(folder, "acceptance_length")[-1] > evaluations(folder, "acceptance_length")[0]
+    assert evaluations(folder, "speculative/tokens_per_pass")[-1] >= 1
+    saved = folder / "speculator" / "latest"
+    assert json.loads((saved / "config.json").read_text())["base_model_archs"] == ["LlamaForCausalLM"]
+    assert load_file(saved / "model.safetensors")["head.0.weight"].shape == (4096, 256)
+
+
+BASES = {
+    "speculator-llama-3.1-8b": (4096, 128_256, {"model_type": "llama", "num_hidden_layers": 32}),
+    "speculator-llama-3.1-70b": (8192, 128_256, {"model_type": "llama", "num_hidden_layers": 80}),
+    "speculator-qwen2.5-7b": (3584, 152_064, {"model_type": "qwen2", "num_hidden_layers": 28}),
+}
+"""By recipe, the width and the vocabulary of its base, and what else its configuration says."""
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_full_size_speculators_are_planned(name: str, tmp_path: Path) -> None:
+    """From the configuration of the base alone: what is trained is counted, and fits on 8 GPUs."""
+    from ptrain.plan.devices import find
+    from ptrain.plan.forecast import forecast
+    from ptrain.recipe.load import load_recipe
+
+    hidden, vocabulary, keys = BASES[name]
+    size = {"hidden_size": hidden, "intermediate_size": 7 * hidden // 2, "vocab_size": vocabulary}
+    heads = {"num_attention_heads": hidden // 128, "num_key_value_heads": 4}
+    written = {**keys, **size, **heads, "tie_word_embeddings": False, "max_position_embeddings": 32_768}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"model.name_or_path={tmp_path}"])
+    made = forecast(recipe, tmp_path / "run", 8, find("h100-80gb"))
+    assert made.parameters is not None and made.memory is not None and made.steps is not None
+    if name == "speculator-qwen2.5-7b":
+        trained = 3 * (2 * vocabulary * 4096 + 2 * 4096) + 4096 * hidden + 2 * 4096**2
+    else:
+        trained = 2 * vocabulary * 4096 + 4 * (4096 * hidden + 4096**2) + 4 * 4096
+        assert made.steps.samples == 2048
+    assert made.parameters.trainable == trained and made.steps.total == 3000
+    assert made.memory.share(made.device, 8) < 0.9
+
+
+def test_full_size_speculators_are_planned_without_their_base() -> None:
+    """By the command, which asks nobody: what is known is told."""
+    out = ptrain("plan", "recipes/speculator-llama-3.1-70b.yaml", "--workers", "8", "--device", "h100-80gb")
+    assert "3,000 optimizer steps of 2,048 samples" in out and "memory not known" in out
