@@ -202,6 +202,24 @@ def test_what_every_request_would_get_ends_the_call(call: Any, capsys: Any, stat
     assert message in capsys.readouterr().err
 
 
+def test_an_answer_that_comes_too_late(call: Any, tmp_path: Path) -> None:
+    with serving(seconds=1.0) as server:
+        flags = (*server_flags(server)[2:], "--count", 2, "--timeout", 0.2, "--retries", 1)
+        assert call(*flags) == 1
+        assert len(server.seen) == 4
+    failed = [line["failed"] for line in rows(tmp_path / "out.jsonl.journal") if "failed" in line]
+    assert failed == ["ReadTimeout: timed out (after 2 tries)"] * 2
+
+
+def test_pauses_double_unless_the_server_says_how_long() -> None:
+    for number in range(12):
+        longest = min(http.FIRST_WAIT * 2**number, http.LONGEST_WAIT)
+        assert longest / 2 <= http._next_wait(number, None) <= longest
+    assert http._next_wait(3, "7") == 7.0
+    assert http._next_wait(3, "9999") == http.LONGEST_WAIT
+    assert http._next_wait(0, "Wed, 21 Oct 2026 07:28:00 GMT") <= http.FIRST_WAIT
+
+
 def test_a_request_that_is_wrong_is_not_sent_again(call: Any, tmp_path: Path) -> None:
     with serving(status=400) as server:
         assert call(*server_flags(server)) == 1
@@ -328,13 +346,43 @@ class Backwards(Engine):
             )
 
 
-def test_an_engine_of_another_package(tmp_path: Path) -> None:
+def test_answers_in_any_order(tmp_path: Path) -> None:
     requests = offline.requests_of([[1, 2], [3], [4, 5]], 0)
     journal = Journal(tmp_path / "j", {})
     assert offline.collect(Backwards(Settings("m", None, 2)), requests, journal) == 0
     assert offline.write_rows(journal, requests, tmp_path / "o.jsonl") == 2
     assert [row["input_ids"] for row in rows(tmp_path / "o.jsonl")] == [[2, 1], [5, 4]]
     assert list(journal.failed.values()) == ["too short"]
+
+
+MINE = """
+from ptrain_spec_decode.engines import Answer, Engine
+
+
+class Mine(Engine):
+    options = frozenset({"url"})
+
+    def answers(self, requests):
+        for request in requests:
+            yield Answer(request.key, [len(self.option("url", ""))] * self.settings.new_tokens)
+"""
+
+
+def test_an_engine_of_another_package(call: Any, tmp_path: Path, tmp_path_factory: Any, monkeypatch: Any) -> None:
+    """Installed, as far as Python can tell: a module, and a folder of metadata with the entry point."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "mine_engine.py").write_text(MINE)
+    metadata = site / "mine_engine-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-engine\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[ptrain_spec_decode.engine]\nmine = mine_engine:Mine\nlost = no_such:Mine\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    assert call(*SMALL, "--engine", "mine", "--url", "12345") == 0
+    assert rows(tmp_path / "out.jsonl")[0]["input_ids"] == [5] * NEW
+    assert call(*SMALL, "--engine", "mine", "--top-k", 3) == 2
+    assert call(*SMALL, "--engine", "lost") == 2
 
 
 def test_progress_says_how_long_it_takes() -> None:
