@@ -100,6 +100,15 @@ def test_what_does_not_fit_together(changes: str, folder: Path) -> None:
     assert all(part in text for part in WRONG[changes]), text
 
 
+def test_a_base_of_another_name_is_only_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from ptrain.job import prepare_run
+    from ptrain.recipe.load import load_recipe
+
+    made = merged(recipe(folder), {"speculator_path": str(folder / "fits"), "output_dir": str(folder / "made")})
+    prepare_run(load_recipe(merged(made, {"data": {"overlength": "drop"}})), None)
+    assert "was made for `base`, and this base is" in caplog.text
+
+
 def test_a_model_part_without_a_speculator(folder: Path) -> None:
     made = recipe(folder)
     del made["model"]["speculator_width"]

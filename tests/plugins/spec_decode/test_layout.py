@@ -113,3 +113,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no `model.safetensors`"):
         load_into(made, tmp_path)
+
+
+def test_what_nothing_serves_is_known() -> None:
+    """A cell whose gates share no embedding, and stacks whose norm would have another width than what it gets."""
+    assert {name for name, (kind, _) in PUBLISHED.items() if kind.unserved} == {"sum_lstm"}
+    assert shape("lstm", emb=(8, W)).unserved == "a stack of unequal widths in `emb_dim`"
+    assert shape("mlp", inner=(8,), proj=(8,), emb=(8,)).unserved is None

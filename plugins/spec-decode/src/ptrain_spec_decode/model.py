@@ -85,7 +85,7 @@ class SpeculatorModel(ptrain.HuggingFaceModel):
 
     def heads(self, run: Run) -> int:
         """How many heads the speculator has."""
-        folder = run.config.speculator_path
+        folder = begins_with(run)
         return self.config.n_speculator_heads if folder is None else read(folder)[0].n_predict
 
     def create_config(self, run: Run) -> PretrainedConfig:
@@ -96,7 +96,7 @@ class SpeculatorModel(ptrain.HuggingFaceModel):
         """
         config = super().create_config(run)
         text = config.get_text_config()
-        self._seed, self._folder = run.recipe.seed, run.config.speculator_path
+        self._seed, self._folder = run.recipe.seed, begins_with(run)
         self._shape = self.config.shape(text.hidden_size, text.vocab_size)
         fits.check_tokenizer(run)
         if self._folder is not None:
@@ -116,19 +116,27 @@ class SpeculatorModel(ptrain.HuggingFaceModel):
         from ptrain.seeds import derived_seed
         from ptrain_spec_decode.speculator import make
 
-        with torch.device(model.device):
-            speculator = make(self._shape)
-        if model.device.type != "meta":
-            if self._folder is not None:
-                load_into(speculator, self._folder)
-            else:
-                speculator.initialise(torch.Generator(model.device).manual_seed(derived_seed(self._seed, "speculator")))
-        return speculator.to(model.dtype)
+        # Its numbers are written once, in their own dtype, and on the CPU, whatever ZeRO has made of the base.
+        with torch.device("meta"):
+            speculator = make(self._shape).to(model.dtype)
+        if model.device.type == "meta":
+            return speculator
+        speculator.to_empty(device="cpu")
+        if self._folder is not None:
+            load_into(speculator, self._folder)
+        else:
+            speculator.initialise(torch.Generator().manual_seed(derived_seed(self._seed, "speculator")))
+        return speculator
 
     def fingerprint(self, run: Run) -> Any:
         """Of the base and of what the speculator begins with."""
-        folder = run.config.speculator_path
+        folder = begins_with(run)
         return [super().fingerprint(run), run.recipe.seed, fits.content(folder) if folder is not None else None]
+
+
+def begins_with(run: Run) -> Path | None:
+    """The folder of the speculator that training begins with, if the trainer has such a key, and it is given."""
+    return getattr(run.config, "speculator_path", None)
 
 
 def given(config: Any) -> dict[str, str]:

@@ -92,8 +92,14 @@ class Speculator(nn.Module):
         return self.heads[0 if self.shape.tie_weights else i]  # type: ignore[return-value]
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights of embeddings, projections and heads, with the standard deviation that `deviation` says."""
+        """Draw the weights of embeddings, projections and heads, with the standard deviation that `deviation` says.
+
+        Norms begin with a weight of 1 and a bias of 0.
+        """
         for module in self.modules():
+            if isinstance(module, Affine):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
             if isinstance(module, (nn.Embedding, nn.Linear)):
                 nn.init.normal_(module.weight, std=self.deviation(module.weight), generator=generator)
 
