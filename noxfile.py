@@ -119,7 +119,7 @@ def bench(session: nox.Session) -> None:
     """
     bin = full_environment(session)
     install(session, bin, "-r", "requirements-bench.txt", *constraints())
-    shared = ("harness.py", "inputs.py")
+    shared = ("harness.py", "inputs.py", "pictures.py")
     scripts = sorted(script for script in ROOT.glob("benchmarks/*.py") if script.name not in shared)
     chosen = [s for s in scripts if not session.posargs or any(word in s.stem for word in session.posargs)]
     if not chosen:

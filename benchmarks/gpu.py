@@ -1,15 +1,18 @@
-"""A step of supervised fine-tuning on one GPU: tokens per second, share of the matrix rate, memory, largest costs.
+"""A step of fine-tuning, and of SwiftKV, on one GPU: tokens per second, share of the matrix rate, memory, costs.
 
     python benchmarks/gpu.py [--shape 8b] [--length 8192] [--data FILE]
 
 A Llama of the shape of Llama-3.1-8B with random weights in bf16, packed rows, activations recomputed, AdamW. Weights,
 gradients and the optimizer's states are all bf16, as those in fp32 would take 128 GB. `bare` is a plain loop over the
-same rows: transformers' model with sdpa and its block mask, its loss over all positions, torch's AdamW.
+same rows: transformers' model with sdpa and its block mask, its loss over all positions, torch's AdamW. `swiftkv` keeps
+half of the layers; `swiftkv bare` is `naive` of `swiftkv.py`: the whole teacher and student, all logits of both.
 
 `MFU` is the arithmetic that a step needs over the time it takes, as a share of the rate of one large product measured
 in the same process: 6 FLOP for each weight of the layers and token, 6 for each weight of the head and label, and
-6 x hidden size x layers x n^2 for the causal attention within a document of n tokens. What is computed twice, in the
-backward pass of recomputed activations, is not counted. Without a GPU, only `--shape tiny` runs, to try the script.
+6 x hidden size x layers x n^2 for the causal attention within a document of n tokens. Of SwiftKV, 2 FLOP for each
+weight of the teacher, 4 for each of the student's later layers (all but its projections are frozen), 2 more for each
+that is trained, 6 for the head; of attention a third for each pass. What is computed twice, in the backward pass of
+recomputed activations, is not counted. Without a GPU, only `--shape tiny` runs, to try the script.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import harness
 import inputs
+import swiftkv
 from step import memory, padded
 
 WARM = 3
@@ -50,13 +55,14 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def recipe(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def recipe(trainer: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What ptrain runs; the bare loop reads the rows that are prepared for it."""
+    kept = {"num_key_value_layers": SHAPES[options.shape]["num_hidden_layers"] // 2} if trainer == "swiftkv" else {}
     rows = inputs.written(options.data, 60 * (WARM + options.steps + 2) * options.length // 8192 + 200)
     inputs.tokenizer(rows).save_pretrained(folder / "tokenizer")
     return {
-        "type": "sft",
-        "model": {"config": {"model_type": "llama", **SHAPES[options.shape]}, "dtype": "bf16"},
+        "type": trainer,
+        "model": {"config": {"model_type": "llama", **SHAPES[options.shape]}, "dtype": "bf16", **kept},
         "tokenizer": {"name_or_path": str(folder / "tokenizer")},
         "data": {
             "sources": [{"type": "jsonl", "path": str(rows)}],
@@ -100,12 +106,12 @@ class Clock:
         elif len(self.times) == self.last + 1:
             self.profile.__exit__(None, None, None)
 
-    def numbers(self, options: argparse.Namespace, rows: Any) -> dict[str, float]:
+    def numbers(self, trainer: str, options: argparse.Namespace, rows: Any) -> dict[str, float]:
         """The median step, rates, memory, and the five largest costs in per cent of the profiled step."""
         import torch
 
         steps = [b - a for a, b in zip(self.times[WARM:], self.times[WARM + 1 : self.last], strict=False)]
-        seconds, (tokens, flop) = statistics.median(steps), needed(options, rows)
+        seconds, (tokens, flop) = statistics.median(steps), needed(trainer, options, rows)
         held = torch.cuda.max_memory_allocated() / 2**30 if device() == "cuda" else memory() / 1024
         rate = matrix_rate()
         return {
@@ -128,18 +134,24 @@ class Clock:
         return {f"% {name[:60]}": 100 * spent / whole for spent, name in found[:5]}
 
 
-def needed(options: argparse.Namespace, rows: Any) -> tuple[float, float]:
+def needed(trainer: str, options: argparse.Namespace, rows: Any) -> tuple[float, float]:
     """Tokens and FLOP of the mean step, by the formula above."""
     shape = SHAPES[options.shape]
     hidden, layers, heads = shape["hidden_size"], shape["num_hidden_layers"], shape["num_attention_heads"]
     keys = hidden * shape["num_key_value_heads"] // heads
-    weights = layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape["intermediate_size"])
+    trained = hidden * hidden + 2 * hidden * keys
+    weights = trained + hidden * hidden + 3 * hidden * shape["intermediate_size"]
+    # FLOP of a layer: for each token, and for the squared length of each document.
+    layer, attention = 6 * layers * weights, 6 * hidden * layers
+    if trainer == "swiftkv":
+        late = layers // 2
+        layer, attention = 2 * layers * weights + late * (4 * weights + 2 * trained), 2 * hidden * (layers + 2 * late)
     tokens = labels = squares = 0
     for row in rows:
         tokens += len(row["input_ids"])
         labels += int((row["labels"] != -100).sum())
         squares += int((row["document_lengths"].astype("int64") ** 2).sum())
-    whole = 6 * weights * tokens + 6 * shape["vocab_size"] * hidden * labels + 6 * hidden * layers * squares
+    whole = layer * tokens + 6 * shape["vocab_size"] * hidden * labels + attention * squares
     return tokens / len(rows), whole / len(rows)
 
 
@@ -158,13 +170,13 @@ def matrix_rate() -> float:
     return 2 * size**3 / min(times)
 
 
-def ptrain(options: argparse.Namespace) -> Mapping[str, float]:
+def ptrain(trainer: str, options: argparse.Namespace) -> Mapping[str, float]:
     """`ptrain run`."""
     from ptrain import engine, loop
     from ptrain.job import open_spec, prepare_run
     from ptrain.recipe.load import load_recipe
 
-    spec = prepare_run(load_recipe(recipe(options, Path(tempfile.mkdtemp()))), None)
+    spec = prepare_run(load_recipe(recipe(trainer, options, Path(tempfile.mkdtemp()))), None)
     engine.start(device(), 0)
     clock = Clock(options.steps)
 
@@ -178,34 +190,59 @@ def ptrain(options: argparse.Namespace) -> Mapping[str, float]:
 
     run = open_spec(spec, Looks())
     loop.train(run)
-    return clock.numbers(options, run.train_data.with_format("numpy"))
+    return clock.numbers(trainer, options, run.train_data.with_format("numpy"))
 
 
-def bare(options: argparse.Namespace) -> Mapping[str, float]:
+def bare(trainer: str, options: argparse.Namespace) -> Mapping[str, float]:
     """A plain loop."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from ptrain.job import prepare_data
     from ptrain.recipe.load import load_recipe
 
     folder = Path(tempfile.mkdtemp())
-    _, prepared = prepare_data(load_recipe(recipe(options, folder)), folder / "run")
+    _, prepared = prepare_data(load_recipe(recipe(trainer, options, folder)), folder / "run")
     rows = prepared.train.with_format("numpy")
-    with torch.device(device()):
-        config = AutoConfig.for_model("llama", **SHAPES[options.shape])
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).train()
+    model = student(options) if trainer == "swiftkv" else plain(options)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     clock = Clock(options.steps)
     for step in range(WARM + options.steps + 2):
-        batch, _ = padded([rows[step % len(rows)]], packed=True)
-        model(**{name: value.to(device()) for name, value in batch.items()}, use_cache=False).loss.backward()
+        batch = {name: value.to(device()) for name, value in padded([rows[step % len(rows)]], packed=True)[0].items()}
+        loss = swiftkv.plain_loss(model, batch) if trainer == "swiftkv" else model(**batch, use_cache=False).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         clock.look()
-    return clock.numbers(options, rows)
+    return clock.numbers(trainer, options, rows)
+
+
+def plain(options: argparse.Namespace) -> Any:
+    """The model that is fine-tuned, on the device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device(device()):
+        config = AutoConfig.for_model("llama", **SHAPES[options.shape])
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).train()
+
+
+def student(options: argparse.Namespace) -> Any:
+    """The one that is distilled, which is its own teacher."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import ptrain_swiftkv.models  # noqa: F401 - so that it is known
+    from ptrain_swiftkv.student import begin, freeze, student_config
+
+    base = AutoConfig.for_model("llama", **SHAPES[options.shape])
+    with torch.device(device()):
+        config = student_config(base, base.num_hidden_layers // 2, 1)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).train()
+    begin(model)
+    freeze(model)
+    return model
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -218,12 +255,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rounds=2)
 
 
+CASES: dict[str, harness.Case] = {
+    "ptrain": partial(ptrain, "sft"),
+    "bare": partial(bare, "sft"),
+    "swiftkv": partial(ptrain, "swiftkv"),
+    "swiftkv bare": partial(bare, "swiftkv"),
+}
 RATIOS = {
     "tokens per second, ptrain to bare": harness.Ratio("ptrain.tokens/s", "bare.tokens/s", "more"),
     "memory, ptrain to bare": harness.Ratio("ptrain.GiB", "bare.GiB", "less"),
+    "swiftkv, tokens per second, ptrain to bare": harness.Ratio("swiftkv.tokens/s", "swiftkv bare.tokens/s", "more"),
+    "swiftkv, memory, ptrain to bare": harness.Ratio("swiftkv.GiB", "swiftkv bare.GiB", "less", 0.5),
 }
 
 if __name__ == "__main__":
     if device() == "cpu" and "tiny" not in sys.argv:
         sys.exit(print("gpu: there is no GPU here, so nothing is measured; `--shape tiny` tries the script"))
-    sys.exit(harness.main("gpu", {"ptrain": ptrain, "bare": bare}, RATIOS, add))
+    sys.exit(harness.main("gpu", CASES, RATIOS, add))

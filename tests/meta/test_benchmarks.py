@@ -15,14 +15,19 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def harness() -> ModuleType:
-    """The module, which is no part of a distribution."""
-    spec = importlib.util.spec_from_file_location("benchmark_harness", BENCHMARKS / "harness.py")
+def loaded(name: str) -> ModuleType:
+    """A module that is no part of a distribution."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules["benchmark_harness"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[f"benchmark_{name}"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    """What all benchmarks share."""
+    return loaded("harness")
 
 
 def measured(median: float, apart: float) -> dict[str, float]:
@@ -57,6 +62,12 @@ def test_ratios_are_taken_within_a_round(harness: ModuleType) -> None:
     rounds: list[Any] = [{"a": {"n": 2.0 * slow}, "b": {"n": 1.0 * slow}} for slow in (1.0, 5.0, 2.0)]
     found = harness._ratios(rounds, {"speed": harness.Ratio("a.n", "b.n", "more")})
     assert found == {"speed": {"median": 2.0, "lowest": 2.0, "highest": 2.0}}
+
+
+def test_pictures_show_what_is_recorded() -> None:
+    """Each is what would be drawn now: `python benchmarks/pictures.py` draws them again."""
+    pictures = dict(loaded("pictures").drawn())
+    assert pictures and all(path.read_text(encoding="utf-8") == text for path, text in pictures.items())
 
 
 def test_the_gpu_benchmark_in_small(tmp_path: Path) -> None:
