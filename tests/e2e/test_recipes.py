@@ -14,6 +14,18 @@ import yaml
 from harness import losses, metrics
 
 ROOT = Path(__file__).parents[2]
+LLAMA = {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
+SHAPES = {
+    "llama-3.1-8b": LLAMA
+    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "llama-3.1-70b": LLAMA
+    | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+    "qwen2.5-7b": {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+"""Of the models that recipes name, which are not here."""
 GSM8K = ROOT.parent / "shared" / "data" / "sft" / "gsm8k_train.messages.jsonl.gz"
 
 
@@ -53,6 +65,34 @@ def test_the_quickstart_asks_nothing_that_it_has_trained_on(tmp_path: Path) -> N
     seen = {row["messages"][0]["content"] for row in generate(task_names(), 40_000, train["seed"], "train")}
     questions = [row["messages"][0]["content"] for row in generate(task_names(), asked["count"], asked["seed"], "eval")]
     assert len(seen) > 30_000 and len(questions) == 360 and not seen & set(questions)
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "trained", "most"),
+    [
+        # Queries of every later layer, keys and values of every group, and a norm.
+        ("llama-3.1-8b", 8, 16 * (4096 * 4096 + 2 * 4096 * 1024) + 4096, 30),
+        ("llama-3.1-70b", 64, 40 * (8192 * 8192 + 2 * 8192 * 1024) + 8192, 40),
+        ("qwen2.5-7b", 8, 7 * ((3584 + 1) * 3584 + 2 * (3584 + 1) * 512) + 3584, 30),
+    ],
+)
+def test_the_plan_of_swiftkv_at_full_size(name: str, workers: int, trained: int, most: float, tmp_path: Path) -> None:
+    """The recipe fits the machines that it names, without any of it downloaded: GiB of a worker with 80 GB."""
+    from ptrain.plan.devices import Device
+    from ptrain.plan.forecast import forecast
+    from ptrain.recipe.load import load_recipe
+
+    path, shape = ROOT / "recipes" / f"swiftkv-{name}.yaml", SHAPES[name] | {"max_position_embeddings": 8192}
+    model = load_recipe(path).recipe.model
+    assert model.name_or_path.lower().endswith(f"{name}-instruct")
+    stands_in = [
+        f"model={json.dumps({'config': shape, 'num_key_value_layers': model.num_key_value_layers})}",
+        f"tokenizer={json.dumps({'type': 'train', 'vocab_size': shape['vocab_size']})}",
+        f"data.cache_dir={tmp_path}",
+    ]
+    plan = forecast(load_recipe(path, stands_in), tmp_path / "run", workers, Device("h100-80gb", "cuda", 80 * 10**9))
+    assert plan.parameters is not None and plan.parameters.trainable == trained
+    assert plan.memory is not None and 10 < plan.memory.peak / 2**30 < most
 
 
 def gsm8k(folder: Path, **overrides: object) -> list[str | Path]:
