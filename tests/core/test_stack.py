@@ -106,11 +106,12 @@ def test_an_argument_that_may_be_none_may_be_left_out() -> None:
 
     class Optional(Base):
         @ptrain.hookimpl
-        def create_engine(self, run: Any, model: Any, optimizer: Any, scheduler: Any) -> Any:
+        def create_engine(self, run: Any, model: Any, optimizer: Any, scheduler: Any = None) -> Any:
             return lambda: (model, optimizer, scheduler)
 
     layers = stack(Optional())
     assert layers.call("create_engine", run=FakeRun(), model=1, scheduler=3)() == (1, None, 3)
+    assert layers.call("create_engine", run=FakeRun(), model=1, optimizer=2)() == (1, 2, None)
     with pytest.raises(KeyError, match="model"):
         layers.call("create_engine", run=FakeRun())
 

@@ -260,7 +260,8 @@ def _post(stage: str, event: str, callback: Callable[..., Any]) -> object:
 
 
 def _pick(impl: Any, arguments: Mapping[str, Any]) -> list[Any]:
-    return [arguments[name] for name in impl.argnames]
+    # pluggy itself passes nothing to what has a default, which is there for plain calls (`ptrain.stages`).
+    return [arguments[name] for name in (*impl.argnames, *impl.kwargnames)]
 
 
 def _within(

@@ -116,7 +116,7 @@ def count(run: Run, batch: Batch) -> Mapping[str, float]:
 
 
 @hookimpl
-def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int] | None) -> torch.Tensor:
+def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int] | None = None) -> torch.Tensor:
     """The hidden states of the model's body; documents of one row do not see each other."""
     from ptrain.model.attention import per_document
     from ptrain.model.between import Between
@@ -131,7 +131,7 @@ def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int
 
 
 @hookimpl
-def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
+def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None = None) -> torch.Tensor:
     """Log-probabilities from logits at label positions alone, a tile at a time."""
     from ptrain.model.logprobs import token_logprobs as compute
 
@@ -140,7 +140,7 @@ def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: H
 
 
 @hookimpl
-def token_argmax(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
+def token_argmax(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None = None) -> torch.Tensor:
     """The likeliest tokens from logits at label positions alone, a tile at a time."""
     from ptrain.model.divergence import token_argmax as compute
 
