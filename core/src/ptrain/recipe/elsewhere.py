@@ -24,6 +24,12 @@ def _package(distribution: str, then: str = "") -> Elsewhere:
 _SWIFTKV = _package("ptrain-swiftkv")
 _DPO = _package("ptrain-dpo")
 _SPEC = _package("ptrain-spec-decode")
+_SPEC_MLP = _package("ptrain-spec-decode", ", then write `type: spec-decode` (and no type of the model)")
+_SPEC_LSTM = _package(
+    "ptrain-spec-decode", ", then write `type: spec-decode` with `model: {speculator: lstm}` (and no type of the model)"
+)
+_SPEC_SAVED = _package("ptrain-spec-decode", ", then write `speculator`")
+_SPEC_SIMPLE = Elsewhere("ptrain-spec-decode generates in one way alone", "write `gen_train: true`")
 _EMBED = _package("ptrain-embed")
 _MOE = Elsewhere("no package of ptrain trains mixtures of experts in parallel yet", "leave it out")
 _MOBA = "no package of ptrain has MoBA attention yet"
@@ -41,7 +47,7 @@ _LAUNCHER = Elsewhere("the launcher sets it", "leave it out")
 _DPO_KEYS = ("ref_model", "beta", "ignore_label_index", "label_smoothing", "reference_model_deepspeed")
 _SWIFTKV_KEYS = ("logits_loss_temp", "hidden_loss_mult", "hidden_loss_layer")
 _SPEC_KEYS = (
-    "speculator_path", "gen_train", "gen_train_simple", "gen_micro_batch_size", "gen_train_global_batch_size",
+    "speculator_path", "gen_train", "gen_micro_batch_size", "gen_train_global_batch_size",
     "gen_train_micro_batch_size", "gen_prompt_length", "gen_seq_length",
 )  # fmt: skip
 _SPEC_MODEL_KEYS = (
@@ -81,6 +87,7 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         **dict.fromkeys(_DPO_KEYS, _DPO),
         **dict.fromkeys(_SWIFTKV_KEYS, _SWIFTKV),
         **dict.fromkeys(_SPEC_KEYS, _SPEC),
+        "gen_train_simple": _SPEC_SIMPLE,
         "use_in_batch_negatives": _EMBED,
         "loss_temperature": _EMBED,
         "mrl_dim": _EMBED,
@@ -91,6 +98,7 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         "moba_chunk_size": _MOBA_KEY,
         "moba_topk": _MOBA_KEY,
         **dict.fromkeys(_SPEC_KEYS, _SPEC),
+        "gen_train_simple": _SPEC_SIMPLE,
         **dict.fromkeys(_SPEC_MODEL_KEYS, _SPEC),
         "pooling": _EMBED,
         "kwargs": _EMBED,
@@ -132,10 +140,10 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
         "swiftkv": _SWIFTKV,
         "dpo": _DPO,
         "spec-decode": _SPEC,
-        "mlp_speculator": _SPEC,
-        "mlp-speculator": _SPEC,
-        "arctic-lstm-speculator": _SPEC,
-        "lstm_speculator": _SPEC,
+        "mlp_speculator": _SPEC_MLP,
+        "mlp-speculator": _SPEC_MLP,
+        "arctic-lstm-speculator": _SPEC_LSTM,
+        "lstm_speculator": _SPEC_LSTM,
         "biencoder": _EMBED,
         "embed": _EMBED,
         "moba": Elsewhere(_MOBA, "write `sft`"),
@@ -146,10 +154,10 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
     "model": {
         "swiftkv": _SWIFTKV,
         "moba": Elsewhere(_MOBA, "write `huggingface`"),
-        "spec-decode": _SPEC,
-        "mlp-speculator": _SPEC,
-        "mlp_speculator": _SPEC,
-        "arctic-lstm-speculator": _SPEC,
+        "spec-decode": _SPEC_MLP,
+        "mlp-speculator": _SPEC_MLP,
+        "mlp_speculator": _SPEC_MLP,
+        "arctic-lstm-speculator": _SPEC_LSTM,
         "biencoder": _EMBED,
         "embed": _EMBED,
         "liger": Elsewhere(
@@ -157,7 +165,7 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
             "write `huggingface`",
         ),
     },
-    "checkpoint": {"biencoder": _EMBED, "spec-decode": _SPEC, "arctic-lstm-speculator": _SPEC},
+    "checkpoint": {"biencoder": _EMBED, "spec-decode": _SPEC_SAVED, "arctic-lstm-speculator": _SPEC_SAVED},
     "optimizer": {
         "fused_adam_moe": Elsewhere(_MOE.reason, "write `fused_adam`"),
         "cpu_adam_moe": Elsewhere(_MOE.reason, "write `cpu_adam`"),
