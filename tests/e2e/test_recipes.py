@@ -126,14 +126,36 @@ def evaluations(folder: Path, name: str) -> list[float]:
 
 def test_gsm8k_on_two_workers_interrupted_resumed_exported(fine_tuned: Path) -> None:
     """ZeRO-2 and packing on two workers; the loss falls, the export generates."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     spec = fine_tuned / "run.json"
     assert [record["step"] for record in metrics(spec)] == list(range(1, 25))
     assert sum(losses(spec)[-4:]) < 0.9 * sum(losses(spec)[:4])
     evaluated = evaluations(fine_tuned, "loss")
     assert len(evaluated) >= 3 and evaluated[-1] < evaluated[1] < evaluated[0]
-    folder = (fine_tuned / "model" / "latest").resolve()
+    generates(fine_tuned / "model" / "latest")
+
+
+def test_a_student_for_gsm8k(fine_tuned: Path, tmp_path: Path) -> None:
+    """The recipe, shortened, on the model of the other one: it comes nearer to it on rows that neither has seen."""
+    folder = tmp_path / "student"
+    changes = {
+        "model.name_or_path": (fine_tuned / "model" / "latest").resolve(),
+        "train_iters": 12,
+        "eval_interval": 12,
+    }
+    ptrain("run", "recipes/swiftkv-gsm8k.yaml", *gsm8k(folder, **changes))
+    divergences, agreements = evaluations(folder, "loss/logits"), evaluations(folder, "teacher_agreement")
+    assert divergences[-1] < divergences[0] / 2
+    assert agreements[-1] > agreements[0]
+    generates(folder / "model" / "latest")
+
+
+def generates(link: Path) -> None:
+    """The exported model answers, whatever that is."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import ptrain_swiftkv.models  # noqa: F401 - so that transformers knows them
+
+    folder = link.resolve()
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "How many are 2 and 3?"}],
