@@ -253,8 +253,11 @@ def test_resumed_runs_are_the_uninterrupted_one(recipe: Any, prepared: Any) -> N
 def test_training_goes_on_from_what_was_saved(recipe: Any, prepared: Any, tmp_path: Path) -> None:
     """Whatever ZeRO stage saves and loads it: with a rate of 0 the same file comes out, bit for bit."""
     first = [prepared(recipe(kind, stage, train_iters=2)) for kind, stage in (("mlp", 3), ("stacked", 0), ("cell", 2))]
-    run_workers(first, 2)
-    assert "can't load a stack of unequal widths in `proj_dim`" in (first[0].parent / "worker.log").read_text()
+    whole = {"checkpoint": [{"type": "huggingface", "save_end_of_training": True, "verify": False}]}
+    run_workers([*first, prepared(merged(recipe(train_iters=1), whole))], 2)
+    log = (first[0].parent / "worker.log").read_text()
+    assert "can't load a stack of unequal widths in `proj_dim`" in log
+    assert "`huggingface` saves the whole base" in log
     again = [
         prepared(merged(recipe(stage=stage, train_iters=1, optimizer={"lr": 0.0}, speculator_path=str(saved(spec))),
                         {"model": {"speculator_width": KINDS[kind].get("speculator_width", 32),

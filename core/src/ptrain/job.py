@@ -183,7 +183,7 @@ def open_spec(spec: Path, stop: Any = None, plugins: Sequence[Any] = ()) -> Run:
 
 def closing_line(run: Run, outcome: str, seconds: float) -> str:
     """What happened, where everything is, and what to do next."""
-    from ptrain.saving import newest_export
+    from ptrain.saving import newest_export, newest_other
 
     took = f"{run.progress.step}/{run.total_steps} steps in {seconds:.0f} s"
     if outcome != "done":
@@ -191,7 +191,10 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
         if outcome == "exit_iteration" and run.recipe.exit_iteration:
             again += " -o exit_iteration=0"
         return f"{outcome.replace('_', ' ')} after {took}; everything is in {run.dir}; go on with: {again}"
-    model = newest_export(run)
+    model, other = newest_export(run), newest_other(run)
+    if model is None and other is not None:
+        part, path = other
+        return f"done: {took}; everything is in {run.dir}; {part.folder}: {path}; next: {part.advice(path)}"
     where = f"; model: {model}" if model is not None else ""
     return f"done: {took}; everything is in {run.dir}{where}; next: {_next(run, model)}"
 

@@ -140,6 +140,10 @@ class Checkpoint(Part):
     def verify(self, run: Run, path: Path) -> None:
         """Raise `CheckpointError` if what was written would not load; called on rank 0, before renaming."""
 
+    def advice(self, path: Path) -> str:
+        """What to do with what was saved in `path`, for the line that ends a run; by default nothing is said."""
+        return ""
+
 
 class Tracker(Part):
     """Records metrics. Called on rank 0 alone; a tracker that fails is reported once and then left out."""

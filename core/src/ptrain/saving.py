@@ -132,6 +132,15 @@ def newest_export(run: Run) -> Path | None:
     return next((path for path in found if path is not None and path.exists()), None)
 
 
+def newest_other(run: Run) -> tuple[Checkpoint, Path] | None:
+    """The newest of what a part of another kind has written, which says what to do with it; with that part."""
+    for part in active(run):
+        path = store.latest(folder(run, part))
+        if path is not None and path.exists() and part.advice(path):
+            return part, path
+    return None
+
+
 def resumes_by_itself(recipe: Any) -> bool:
     """Whether the recipe asks to go on from the latest checkpoint."""
     return any(entry.auto_resume and entry.enabled for entry in recipe.checkpoint)

@@ -67,6 +67,12 @@ class SpeculatorCheckpoint(ptrain.Checkpoint):
         if found != speculator_of(run).shape:
             raise CheckpointError(f"`{path}` describes another speculator than the one that is trained")
 
+    def advice(self, path: Path) -> str:
+        """To go on with it, or to serve it."""
+        return (
+            f"train it further with `-o speculator_path={path}`, or give that folder to the engine that serves the base"
+        )
+
     def _engine(self, kind: str) -> Engine:
         if self.config.served_by == "vllm" and kind == "lstm":
             raise CheckpointError(

@@ -78,6 +78,12 @@ class SpecDecode(SFT):
         """Say early where nothing will serve what is trained."""
         from ptrain_spec_decode.model import speculator_of
 
+        kinds = {part.type for part in run.recipe.checkpoint if part.enabled}
+        if "huggingface" in kinds and "speculator" not in kinds:
+            run.warn(
+                "the checkpoint `huggingface` saves the whole base, with a speculator in it that no engine looks for; "
+                "`type: speculator` saves what is trained, as engines load it"
+            )
         problem = speculator_of(run).shape.unserved
         if problem is not None:
             run.warn(f"Arctic Inference, which serves this kind of speculator, can't load {problem}")
