@@ -132,7 +132,9 @@ def accepted(loaded: Loaded, place: Place) -> set[str]:
         ("scheduler",): loaded.scheduler.Config,
     }
     config = lists[tuple(names)][number].Config if tuple(names) in lists else single[tuple(names)]
-    return set(config.model_fields) | set(config.aliases)
+    moved = {alias.rpartition(".") for alias in loaded.trainer.Config.aliases}
+    here = {key for section, _, key in moved if section and section == ".".join(names)}
+    return set(config.model_fields) | set(config.aliases) | here
 
 
 def home(place: Place) -> str:
