@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from ptrain.model.head import frozen, gathered
+from ptrain.model.head import frozen, gathered, sharded
 
 if TYPE_CHECKING:
     from ptrain.model.head import Head
@@ -140,6 +140,6 @@ def _kl_of_trained_head(
             expected = head(t)
         return _kl(head(s), expected, temperature)
 
-    if gathered(head) is not head:  # ZeRO-3: every worker has to call it equally often
+    if sharded(head):
         return one(student, teacher)
     return torch.cat([checkpoint(one, s, t, use_reentrant=False) for s, t in _pairs(student, teacher, vocabulary)])

@@ -62,16 +62,21 @@ def frozen(head: Head) -> bool:
     return isinstance(layer, nn.Module) and not any(p.requires_grad for p in layer.parameters())
 
 
+def sharded(head: Head) -> bool:
+    """Whether ZeRO-3 gathers the weight of `head` at each call, so that workers have to call it equally often."""
+    layer = head.layer if isinstance(head, OutputHead) else head
+    return isinstance(layer, nn.Module) and any(hasattr(p, "ds_tensor") for p in layer.parameters())
+
+
 def gathered(head: Head) -> Head | None:
     """`head` such that it may be called any number of times, for use without gradients of its weights.
 
-    Under ZeRO-3 each call would gather the weight from all workers, who then must call equally often: it is gathered
-    here, once, which every worker must ask for. None where that can't be done: then call `head` itself, once.
+    Where it is sharded its weight is gathered here, once, which every worker must ask for. None where that can't be
+    done: then call `head` itself, once.
     """
-    layer: Any = head.layer if isinstance(head, OutputHead) else head
-    parameters = list(layer.parameters()) if isinstance(layer, nn.Module) else []
-    if not any(hasattr(p, "ds_tensor") for p in parameters):
+    if not sharded(head):
         return head
+    layer: Any = head.layer if isinstance(head, OutputHead) else head
     if type(layer) is not nn.Linear:
         return None
     bias = whole(layer.bias) if layer.bias is not None else None
