@@ -95,6 +95,33 @@ def test_two_terms_and_metrics(with_code: Any) -> None:
     assert first["rows"] == 4
 
 
+def test_a_model_that_learns_from_itself(with_code: Any) -> None:
+    """Divergence from what an earlier layer says, hidden states between layers, the likeliest tokens: with an output
+    layer that is trained too, one worker and two under ZeRO-3 see the same."""
+    code = """
+        import ptrain
+
+        @ptrain.hookimpl
+        def loss(run, batch):
+            early, last = run.call("forward", model=run.model, batch=batch, layers=(1, -1)).unbind(2)
+            labels = batch["shift_labels"]
+            far = run.call("token_kl", hidden=last, teacher=300 * early, labels=labels, temperature=1.5)
+            ours, theirs = (run.call("token_argmax", hidden=x.detach(), labels=labels) for x in (last, early))
+            there = labels != -100
+            same = ((ours == theirs) & there).sum()
+            return ptrain.Loss({"loss": far.sum()}, metrics={"same": (same, float(there.sum()))})
+    """
+    one = with_code(code, "one", gradient_accumulation_steps=2)
+    two = with_code(code, "two", deepspeed={"zero_optimization": {"stage": 3}})
+    run_workers([one], 1)
+    run_workers([two], 2)
+    assert losses(one)[0] > 0.1 and len(losses(one)) >= 3
+    torch.testing.assert_close(losses(one), losses(two), atol=1e-5, rtol=1e-5)
+    for alone, both in zip(metrics(one), metrics(two), strict=True):
+        assert alone["same"] == pytest.approx(both["same"])
+        assert alone["grad_norm"] == pytest.approx(both["grad_norm"], rel=1e-4)
+
+
 def test_callbacks_see_and_change_the_run(with_code: Any) -> None:
     """`pre-` callbacks replace arguments, `post-` callbacks results, in a real run."""
     code = """
