@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import bare_loop
 import pytest
 import torch
 from harness import losses, metrics, run_workers
-from swiftkv_dense import Dense
 from swiftkv_made import make_teacher
+from swiftkv_oracle import WEIGHED, Oracle, compare_gradients
 from test_oracle import exported, token_rows
 
 from ptrain.testing.recipes import merged
+from ptrain.testing.workers import run_workers as run_in_workers
 
 SETTINGS = {"logits_loss_temp": 1.7, "hidden_loss_mult": 0.6, "hidden_loss_layer": -2}
 LAYERS = 4
@@ -42,27 +43,6 @@ def swiftkv(recipes: Any, base: Path) -> Callable[..., dict[str, Any]]:
         return merged(recipes("sft"), merged(mine, changes))
 
     return make
-
-
-class Oracle:
-    """The parts of a step's loss, a document each, and its terms."""
-
-    def __init__(self, temperature: float, weight: float, layer: int) -> None:
-        self.temperature, self.weight, self.layer = temperature, weight, layer
-        self.terms: list[dict[str, float]] = []
-
-    def __call__(self, model: Any, rows: bare_loop.Rows) -> Iterator[torch.Tensor]:
-        dense = Dense(dict(model.named_parameters()), model.config)
-        documents = [document for row in rows for document in row]
-        labels = sum(label != -100 for _, labels in documents for label in labels[1:])
-        tokens = sum(len(ids) for ids, _ in documents)
-        step = {"loss/logits": 0.0, "loss/hidden": 0.0}
-        for ids, marked in documents:
-            one, other = dense.losses(torch.tensor(ids), torch.tensor(marked), self.temperature, self.layer)
-            step["loss/logits"] += one.item() / labels
-            step["loss/hidden"] += other.item() / tokens
-            yield one / labels + self.weight * other / tokens
-        self.terms.append(step)
 
 
 def begun(base: Path, kept: int, size: int) -> Any:
@@ -116,31 +96,12 @@ def test_equals_the_bare_loop(workers: int, swiftkv: Any, prepared: Any, base: P
 
 
 def test_losses_and_gradients_equal_the_dense_reference(swiftkv: Any, tmp_path: Path) -> None:
-    """To 1e-6, of the first step, and each part of the loss by itself."""
-    import ptrain
-
-    for weight, temperature, layer in [(0.0, 2.0, -2), (1.0, 2.0, -1), (2.5, 0.7, 3)]:
+    """To 1e-6, of the first step, and each part of the loss by itself; in a process of its own, whose group it is."""
+    recipes = []
+    for weight, temperature, layer in WEIGHED:
         settings = {"hidden_loss_mult": weight, "logits_loss_temp": temperature, "hidden_loss_layer": layer}
-        recipe = swiftkv(micro_batch_size=3, **settings)
-        with ptrain.open_run({**recipe, "output_dir": str(tmp_path / f"run-{layer}")}) as opened:
-            run = opened.run
-            batch = next(iter(run.train_loader))
-            documents = [
-                (row[:length].tolist(), [-100, *labels[: length - 1].tolist()])
-                for row, labels, (length,) in zip(
-                    batch["input_ids"], batch["shift_labels"], batch["document_lengths"], strict=True
-                )
-            ]
-            loss = run.call("loss", batch=batch)
-            counts = run.call("count", batch=batch)
-            total = sum(loss.weights.get(term, 1.0) * value / counts[term] for term, value in loss.sums.items())
-            own = [p for p in run.model.parameters() if p.requires_grad]
-            found = torch.autograd.grad(total, own)
-            parts = Oracle(temperature, weight, layer)(run.model, [[document] for document in documents])
-            expected = sum(parts)
-            torch.testing.assert_close(total, expected, atol=1e-6, rtol=1e-6)
-            for one, other in zip(found, torch.autograd.grad(expected, own), strict=True):
-                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        recipes.append(swiftkv(micro_batch_size=3, output_dir=str(tmp_path / f"run-{layer}"), **settings))
+    run_in_workers(compare_gradients, recipes, log=tmp_path / "worker.log")
 
 
 @pytest.mark.parametrize("kept", [LAYERS, LAYERS - 1])
