@@ -13,6 +13,7 @@ from swiftkv_dense import Dense
 from swiftkv_made import LAYOUTS, OWN, ids, student, teacher
 from transformers import AutoModelForCausalLM
 
+from ptrain_swiftkv.models import body
 from ptrain_swiftkv.models.body import as_teacher, reusing_trunk
 from ptrain_swiftkv.student import freeze
 
@@ -195,6 +196,18 @@ def test_what_a_prompt_costs() -> None:
     keys = [name for name in seen if name.endswith("k_proj_swiftkv")]
     assert len(keys) == 2
     assert not any(name.endswith(f"{at}.self_attn.{p}_proj") for name in seen for at in range(2, 6) for p in "qkv")
+
+
+@torch.no_grad()
+def test_masks_that_can_not_be_cut_leave_the_prompt_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of flex attention: the logits are the same, and only the work is not saved."""
+    made = student(teacher("llama"), 2, 2, moved=0.1)
+    expected = made(ids(), logits_to_keep=1).logits
+    monkeypatch.setattr(body, "_each", lambda masks: [object()])
+    lengths: list[int] = []
+    made.model.layers[-1].mlp.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    torch.testing.assert_close(made(ids(), logits_to_keep=1).logits, expected, atol=1e-5, rtol=1e-5)
+    assert lengths == [ids().shape[1]]
 
 
 def cached_bytes(model: Any, tokens: int) -> int:

@@ -38,11 +38,17 @@ class Trunk:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def last(self) -> Trunk:
-        """The same of the last position alone; keys are still those of all of them."""
+        """The same of the last position alone, with keys of all of them; all of it where its masks can't be cut."""
+        if not all(mask is None or isinstance(mask, torch.Tensor) for mask in _each(self.masks)):
+            return self  # flex attention has masks of blocks
         rope = tuple(r[:, -1:] for r in self.rope) if isinstance(self.rope, tuple) else self.rope[:, -1:]
         return Trunk(
             self.ids, self.hidden[:, -1:], rope, _rows(self.masks), self.position_ids[:, -1:], self.cache, self.extra
         )
+
+
+def _each(masks: Any) -> list[Any]:
+    return list(masks.values()) if isinstance(masks, dict) else [masks]
 
 
 def _rows(masks: Any) -> Any:
@@ -133,7 +139,7 @@ class SwiftKVBody(PreTrainedModel):
         source = self.norm_swiftkv(trunk.hidden)
         late = trunk.last() if last_only else trunk
         # With all layers kept there is nothing to learn: a gradient of zeros, as others have one.
-        hidden = late.hidden if any(self.config.groups()) else late.hidden + 0.0 * source
+        hidden = late.hidden if any(self.config.groups()) else late.hidden + 0.0 * source[:, -late.hidden.shape[1] :]
         for group in self.config.groups():
             shared = self.layers[group[0]].self_attn.keys_values(source, trunk.rope, trunk.cache)
             for at in group:
