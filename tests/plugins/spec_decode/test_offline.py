@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,7 +135,15 @@ def test_a_killed_call_goes_on(ptrain_model: Path, ptrain_data: Any, tmp_path: P
     assert {len(ids) for ids in table["input_ids"].to_pylist()} == {NEW}
 
 
-def test_an_interrupt_waits_for_what_is_on_its_way(call: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Within it Ctrl-C interrupts, also where the tests run in the background of a shell, which takes that away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_waits_for_what_is_on_its_way(call: Any, tmp_path: Path, interruptible: None) -> None:
     with serving(seconds=0.2) as server:
         server.interrupt_at = 6
         assert call(*server_flags(server)) == 130
