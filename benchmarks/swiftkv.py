@@ -25,6 +25,7 @@ from typing import Any
 
 import harness
 import inputs
+import step
 from step import memory, padded
 
 SMALL = {
@@ -45,16 +46,8 @@ PROMPTS = (128, 512, 2048)
 GROUPS = (1, 4)
 
 
-class Clock:
+class Clock(step.Clock):
     """Looked at after each step: when that was, in CPU seconds."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.before = memory()
-
-    def look(self) -> None:
-        """Note the time."""
-        self.times.append(time.process_time())
 
     def numbers(self, loss: float) -> dict[str, float]:
         """The median step, the memory above what the imports took, and the loss of the first step."""

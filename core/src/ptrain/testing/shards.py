@@ -7,7 +7,7 @@ computed from one half alone is another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptrain import callback, hookimpl
@@ -30,7 +30,9 @@ def configure(run: Run) -> None:
 @hookimpl(wrapper=True)
 def create_dataloader(run: Run) -> Any:
     """Batches of which each worker has its half of the positions."""
-    return Halves((yield), run)
+    from ptrain.data.attached import Attached
+
+    return Attached((yield), lambda batch: halved(run, batch))
 
 
 @callback("pre-forward")
@@ -66,22 +68,10 @@ def by_position(batch: Batch, value: Any) -> bool:
     return getattr(value, "shape", ())[:2] == batch["input_ids"].shape
 
 
-class Halves:
-    """A loader of whole batches, as one of halves."""
-
-    def __init__(self, loader: Any, run: Run) -> None:
-        self._loader, self._run = loader, run
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            cut = {name: half(self._run, value) for name, value in batch.items() if by_position(batch, value)}
-            yield {**batch, **cut, UNCUT: batch}
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+def halved(run: Run, batch: Batch) -> Batch:
+    """This worker's half of `batch`, with the whole of it under `UNCUT`."""
+    cut = {name: half(run, value) for name, value in batch.items() if by_position(batch, value)}
+    return {**batch, **cut, UNCUT: batch}
 
 
 def _added(values: torch.Tensor) -> torch.Tensor:

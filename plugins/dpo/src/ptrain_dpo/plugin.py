@@ -94,9 +94,9 @@ class DPO(ptrain.Trainer):
     @ptrain.hookimpl(wrapper=True)
     def create_dataloader(self, run: Run) -> Any:
         """Batches with a column `reference`, once there is one: what it makes of their rows, fp32 [rows, 2]."""
-        from ptrain_dpo.reference import Referenced
+        from ptrain.data.attached import Attached
 
-        return Referenced((yield), lambda batch: self._with_reference(run, batch))
+        return Attached((yield), lambda batch: self._with_reference(run, batch))
 
     def _with_reference(self, run: Run, batch: Batch) -> Batch:
         # Not within `loss`, which is a part of the engine's forward pass: another engine has no place in there.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -139,22 +138,6 @@ class Absent:
         import torch
 
         return torch.zeros(len(batch["row_numbers"]), 2, device=run.device)
-
-
-class Referenced:
-    """A loader whose batches have what the reference makes of them."""
-
-    def __init__(self, loader: Any, attach: Callable[[Batch], Batch]) -> None:
-        self._loader, self._attach = loader, attach
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self._attach, self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
 
 
 REFERENCES = {"cached": Cached, "online": Online, "adapter_off": AdapterOff, "none": Absent}

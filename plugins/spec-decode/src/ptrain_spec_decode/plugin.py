@@ -91,10 +91,11 @@ class SpecDecode(SFT):
     @ptrain.hookimpl(wrapper=True)
     def create_dataloader(self, run: Run) -> Any:
         """Batches with the targets of each head."""
-        from ptrain_spec_decode.targets import Targeted, with_targets
+        from ptrain.data.attached import Attached
+        from ptrain_spec_decode.targets import with_targets
 
         heads = run.parts.model.heads(run)
-        return Targeted((yield), lambda batch: with_targets(batch, heads))
+        return Attached((yield), lambda batch: with_targets(batch, heads))
 
     @ptrain.hookimpl
     def step(self, run: Run, batches: list[Batch]) -> StepResult | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,19 +34,3 @@ def _ahead(values: Any, distance: int, filling: int) -> Any:
     from torch.nn.functional import pad
 
     return pad(values[:, distance:], (0, min(distance, values.shape[1])), value=filling)
-
-
-class Targeted:
-    """A loader whose batches have targets for each head."""
-
-    def __init__(self, loader: Any, attach: Callable[[Batch], Batch]) -> None:
-        self._loader, self._attach = loader, attach
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self._attach, self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
