@@ -17,7 +17,16 @@ nox.options.reuse_venv = "yes"  # `install` notices what changed
 nox.options.error_on_missing_interpreters = False
 
 ROOT = Path(__file__).parent
-DISTRIBUTIONS = ["core", "cli", "plugins/sft", "plugins/dpo", "plugins/swiftkv", "plugins/spec-decode"]
+DISTRIBUTIONS = [
+    "core",
+    "cli",
+    "plugins/sft",
+    "plugins/dpo",
+    "plugins/swiftkv",
+    "plugins/spec-decode",
+    "plugins/sequence-parallel",
+    "plugins/embed",
+]
 EDITABLE = [word for distribution in DISTRIBUTIONS for word in ("-e", distribution)]
 OTHER_PYTHONS = ["3.10", "3.12", "3.13"]
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")

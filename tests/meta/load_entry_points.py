@@ -9,7 +9,16 @@ import sys
 from importlib.metadata import EntryPoint, distribution
 from importlib.util import find_spec
 
-DISTRIBUTIONS = ("ptrain", "ptrain-core", "ptrain-dpo", "ptrain-sft", "ptrain-spec-decode", "ptrain-swiftkv")
+DISTRIBUTIONS = (
+    "ptrain",
+    "ptrain-core",
+    "ptrain-dpo",
+    "ptrain-sft",
+    "ptrain-spec-decode",
+    "ptrain-swiftkv",
+    "ptrain-sequence-parallel",
+    "ptrain-embed",
+)
 
 
 def declared() -> list[EntryPoint]:

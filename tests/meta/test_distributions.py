@@ -19,7 +19,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ("sft", "dpo", "swiftkv", "spec-decode")
+PLUGINS = ("sft", "dpo", "swiftkv", "spec-decode", "sequence-parallel", "embed")
 OWN = {"core": "ptrain", "cli": "ptrain_cli"} | {f"plugins/{p}": f"ptrain_{p.replace('-', '_')}" for p in PLUGINS}
 """Where each distribution lives, and what it is imported as."""
 HOMES = list(OWN)

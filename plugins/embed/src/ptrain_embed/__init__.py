@@ -1,0 +1,1 @@
+"""Retrieval embedding models for ptrain: the trainer `embed`."""

@@ -1,0 +1,1 @@
+"""Training on very long sequences for ptrain: the feature `sequence-parallel`."""
