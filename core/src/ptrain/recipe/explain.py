@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,6 +189,7 @@ def _at(data: Any, place: Place) -> Any:
     return data
 
 
+@functools.cache
 def _model_of(config: type[BaseModel], step: str | int) -> type[BaseModel] | None:
     info = config.model_fields.get(str(step))
     return next(iter(sections_in(info.annotation)), None) if info else None

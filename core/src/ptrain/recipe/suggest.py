@@ -30,8 +30,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     plain, known = _plain(name), sorted(known)
     best: tuple[int, bool, int, str] | None = None
     for candidate in known:
-        off = distance(plain, _plain(candidate))
         allowed = 1 if len(candidate) <= 5 else min(3, len(candidate) // 3)
+        if abs(len(plain) - len(candidate)) > allowed:
+            continue
+        off = distance(plain, _plain(candidate))
         rank = (
             off,
             sorted(plain) != sorted(_plain(candidate)),
