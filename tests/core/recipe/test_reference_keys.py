@@ -107,6 +107,7 @@ SPECULATOR_MODEL = (
     "n_speculator_heads", "speculator_width", "speculator_tie_weights", "speculator_scale_input", "proj_dim",
     "emb_dim", "method", "tie_lstm_embs",
 )  # fmt: skip
+LONG = ("sequence_parallel_size", "tiled_mlp_compute", "activation_checkpoint_cpu_offload")
 CONTRASTIVE = (
     "filesystem", "root_directory", "split_factor", "max_seq_length_query", "max_seq_length_doc",
     "eval_root_directories", "eval_split_factor", "eval_max_seq_length_query", "eval_max_seq_length_doc",
@@ -115,13 +116,11 @@ CONTRASTIVE = (
 REFUSED: dict[str, dict[str, str]] = {
     "": {
         "skip_validation": "nothing to skip",
-        "sequence_parallel_size": "ptrain-sequence-parallel",
+        **dict.fromkeys(LONG, "pip install ptrain-sequence-parallel, or leave it out"),
         "expert_parallel_size": "mixtures of experts",
         "arctic_moe": "mixtures of experts",
         "enable_arctic_moe_custom_optimization": "mixtures of experts",
         "enable_routing_replay": "mixtures of experts",
-        "activation_checkpoint_cpu_offload": "recomputes",
-        "tiled_mlp_compute": "does not patch",
         "mem_profiler": "pickled",
         "mem_profiler_dir": "pickled",
         "mem_profiler_max_entries": "pickled",

@@ -6,10 +6,11 @@ import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from ptrain.recipe.describe import in_words
 from ptrain.recipe.numbers import parse_number
 
 ENV_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -28,7 +29,8 @@ class Config(BaseModel):
             '''How far the policy may move from the reference.'''
 
     `aliases` gives further spellings of fields. In a trainer's `Config`, `"model.gen_seq_length":
-    "gen_seq_length"` takes a key that stands in another section. Keys that begin with `x-` are notes.
+    "gen_seq_length"` takes a key that stands in another section; in a feature's, `".window": "size"` takes `window` of
+    the top level. Keys that begin with `x-` are notes.
 
     Numbers may be written the way people do (`200k`, `1.25e-4`, `2_000`, `128ki`); a truth value is
     `true` or `false` and nothing else. The docstring under a field is its documentation.
@@ -82,19 +84,34 @@ def read_as(value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
         return _read_entries(value, annotation)
     numeric = accepted & {int, float}
+    if isinstance(value, str) and Literal in accepted and accepted & {int, float, bool} and not accepted & {str, Any}:
+        return _word_or(value, annotation)
     if isinstance(value, bool):
         if numeric and not accepted & {bool, Any}:
             raise ValueError(f"a number is expected, not `{str(value).lower()}`")
         return value
     if bool in accepted and not accepted & {str, int, float, Any}:
         if value is not None or type(None) not in accepted:
-            raise ValueError("`true` or `false` is expected")
+            raise ValueError(f"{in_words(annotation)} is expected")
         return value
     if isinstance(value, str) and numeric and not accepted & {str, Any, Path}:
         if ENV_REFERENCE.search(value):
             raise ValueError("an environment reference stands only for text, not for a number")
         return parse_number(value, integral=float not in accepted)
     return value
+
+
+def _word_or(value: str, annotation: Any) -> Any:
+    """`value` where it is one of the words that a field takes beside numbers and truth values, or a number for it."""
+    options = {one: get_args(one) for one in get_args(annotation)}
+    if any(value in words for one, words in options.items() if get_origin(one) is Literal):
+        return value
+    try:
+        if numeric := _accepts(annotation) & {int, float}:
+            return parse_number(value, integral=float not in numeric)
+    except ValueError:
+        pass  # which knows of numbers alone
+    raise ValueError(f"{in_words(annotation)} is expected, not `{value}`")
 
 
 def _read_entries(values: list[Any], annotation: Any) -> list[Any]:

@@ -20,7 +20,7 @@ _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 def describe(field: FieldInfo) -> str:
     """What the field takes, in words."""
-    return _words(field.annotation, field.metadata)
+    return in_words(field.annotation, field.metadata)
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
@@ -37,22 +37,23 @@ def choices(field: FieldInfo) -> list[str]:
     return [word for one in options if get_origin(one) is Literal for word in get_args(one) if isinstance(word, str)]
 
 
-def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+def in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """What a field of this type takes, in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _words(arguments[0], arguments[1:])
+        return in_words(arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
-        told = [_words(one, metadata) for one in arguments if one is not type(None)]
+        told = [in_words(one, metadata) for one in arguments if one is not type(None)]
         return " or ".join(dict.fromkeys(told))
     if origin is Literal:
         return _one_of(arguments)
     if origin is list:
-        entries = "a list" if arguments[0] is Any else f"a list, each {_words(arguments[0])}"
+        entries = "a list" if arguments[0] is Any else f"a list, each {in_words(arguments[0])}"
         return (
             f"{entries}; at least one" if any(isinstance(one, annotated_types.MinLen) for one in metadata) else entries
         )
     if origin is tuple:
-        return f"a list of {_NUMBERS.get(len(arguments), len(arguments))}, each {_words(arguments[0])}"
+        return f"a list of {_NUMBERS.get(len(arguments), len(arguments))}, each {in_words(arguments[0])}"
     if origin in (dict, Mapping):
         return "keys with values"
     if sections_in(annotation):

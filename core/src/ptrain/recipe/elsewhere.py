@@ -5,7 +5,7 @@ A row is looked at only where a recipe uses a name that nobody who is installed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 
@@ -31,6 +31,7 @@ _SPEC_LSTM = _package(
 _SPEC_SAVED = _package("ptrain-spec-decode", ", then write `speculator`")
 _SPEC_SIMPLE = Elsewhere("ptrain-spec-decode generates in one way alone", "write `gen_train: true`")
 _EMBED = _package("ptrain-embed")
+_LONG = _package("ptrain-sequence-parallel", ", or leave it out where it is `false`")
 _MOE = Elsewhere("no package of ptrain trains mixtures of experts in parallel yet", "leave it out")
 _MOBA = "no package of ptrain has MoBA attention yet"
 _MOBA_KEY = Elsewhere(_MOBA, "leave it out")
@@ -61,9 +62,9 @@ _EMBED_DATA_KEYS = (
 
 KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
     "": {
-        "sequence_parallel_size": _package(
-            "ptrain-sequence-parallel", ", then write `plugins: {sequence-parallel: {size: ...}}` (1 needs nothing)"
-        ),
+        "sequence_parallel_size": _package("ptrain-sequence-parallel", ", or leave it out where it is 1"),
+        "tiled_mlp_compute": _LONG,
+        "activation_checkpoint_cpu_offload": _LONG,
         "expert_parallel_size": _MOE,
         "arctic_moe": _MOE,
         "enable_arctic_moe_custom_optimization": _MOE,
@@ -71,13 +72,6 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
         "mem_profiler": _MEMORY,
         "mem_profiler_dir": _MEMORY,
         "mem_profiler_max_entries": _MEMORY,
-        "tiled_mlp_compute": Elsewhere(
-            "ptrain does not patch the classes of models", "use a smaller `data.max_length`, or ZeRO-3 with offload"
-        ),
-        "activation_checkpoint_cpu_offload": Elsewhere(
-            "ptrain recomputes activations instead of moving them",
-            "leave it out; `model.disable_activation_checkpoint: false` switches recomputing on",
-        ),
         "skip_validation": Elsewhere(
             "a part is validated by its own `type`, so there is nothing to skip", "leave it out"
         ),
@@ -135,6 +129,12 @@ KEYS: Mapping[str, Mapping[str, Elsewhere]] = {
 }  # fmt: skip
 """By section ("" is the top level), then by key."""
 
+FEATURES: Mapping[str, str] = dict.fromkeys(
+    ("sequence_parallel_size", "tiled_mlp_compute", "activation_checkpoint_cpu_offload"), "sequence-parallel"
+)
+"""Top-level keys that mean keys of a feature, as its `Config.aliases` say; where it is installed, a recipe with one of
+them need not name it."""
+
 PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
     "trainer": {
         "swiftkv": _SWIFTKV,
@@ -181,6 +181,11 @@ PARTS: Mapping[str, Mapping[str, Elsewhere]] = {
     "data": {"dpo": _DPO, "contrastive_pretokenized": _EMBED},
 }
 """By kind, then by the name that a recipe gives as `type`."""
+
+
+def keys_of(features: Container[str]) -> set[str]:
+    """The top-level keys that mean one of these features."""
+    return {key for key, feature in FEATURES.items() if feature in features}
 
 
 def key_elsewhere(section: str, key: str) -> Elsewhere | None:

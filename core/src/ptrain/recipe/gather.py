@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from ptrain.recipe import sections
 from ptrain.recipe.deepspeed import take_refused
 from ptrain.recipe.deepspeed_keys import DeepSpeedConfig
 from ptrain.recipe.document import Place
-from ptrain.recipe.elsewhere import part_elsewhere
+from ptrain.recipe.elsewhere import FEATURES, part_elsewhere
 from ptrain.recipe.names import CORE_KEYS, LISTS, REQUIRED, SECTIONS, SINGLE, SOURCES, is_note, show
 from ptrain.recipe.resolve import Resolver, Section
 
@@ -69,7 +69,7 @@ def _add_list(found: Gathered, resolver: Resolver, label: str, place: Place, val
 
 def _add_features(found: Gathered, resolver: Resolver) -> None:
     written = resolver.mapping(("plugins",), resolver.document.data.get("plugins", {})) or {}
-    for name, value in written.items():
+    for name, value in {**written, **_implied(resolver, written)}.items():
         if is_note(name):
             continue
         place = ("plugins", name)
@@ -77,6 +77,17 @@ def _add_features(found: Gathered, resolver: Resolver) -> None:
         keys = {} if value is None else resolver.mapping(place, value)
         if feature is not None and keys is not None:
             found.features[name] = Section(f"plugins.{name}", place, keys, feature.Config, feature)
+
+
+def _implied(resolver: Resolver, written: Mapping[str, Any]) -> dict[str, Any]:
+    """The features that top-level keys of the recipe mean, and that it does not name."""
+    document, named = resolver.document, {name.rpartition(":")[2] for name in written}
+    found = {}
+    for key, feature in FEATURES.items():
+        if key in document.data and feature not in named and feature in resolver.catalog.names("plugin"):
+            document.keys.setdefault(("plugins", feature), document.position((key,)))
+            found[feature] = {}
+    return found
 
 
 def _add_plain(found: Gathered, resolver: Resolver) -> None:
@@ -129,11 +140,11 @@ def _check_data_type(resolver: Resolver, given: Any, name: str) -> None:
     )
 
 
-def refuse_taken_names(trainer: Any, offer: Offer) -> None:
-    """Raise PluginError where a trainer's own key has the name of a core key or section."""
-    taken = set(trainer.Config.model_fields) & (CORE_KEYS | SECTIONS | {"type", "trainer"})
+def refuse_taken_names(keys: Iterable[str], offer: Offer) -> None:
+    """Raise PluginError where one of the top-level `keys` of a trainer or feature is core's key or section."""
+    taken = {*keys} & (CORE_KEYS | SECTIONS | {"type", "trainer"})
     if taken:
         names = ", ".join(f"`{name}`" for name in sorted(taken))
         raise PluginError(
-            f"the `Config` of trainer {offer} takes {names}, which core owns", expected="names of its own"
+            f"the `Config` of {offer.kind} {offer} takes {names}, which core owns", expected="names of its own"
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ptrain.catalog import Catalog
 from ptrain.recipe.document import Document
+from ptrain.recipe.elsewhere import keys_of
 from ptrain.recipe.explain import Explainer
 from ptrain.recipe.gather import gather
 from ptrain.recipe.names import LISTS, SECTIONS, dotted
 from ptrain.recipe.resolve import Resolver
+from ptrain.recipe.spelling import top_level
 
 PLAIN = ("model", "data", "logger", "wandb", "deepspeed")
 """Sections without a default, which may still be given."""
@@ -25,9 +27,11 @@ def known_keys(document: Document, catalog: Catalog) -> dict[str, set[str]]:
         resolver = Resolver(Document({**data, "type": name}), catalog)
         _, trainer = resolver.trainer()
         if trainer is not None:
-            for section in gather(resolver, name, trainer):
+            found = gather(resolver, name, trainer)
+            known.knows("", top_level(found.features.values()))
+            for section in found:
                 known.knows(dotted(section.place), section.accepts, section.config)
-    known.knows("", SECTIONS | {"type"})
+    known.knows("", SECTIONS | {"type"} | keys_of(catalog.names("plugin")))
     known.knows("plugins", catalog.names("plugin"))
     return known.accepted
 

@@ -22,6 +22,7 @@ from ptrain.recipe import overrides as overriding
 from ptrain.recipe.combined import combined_problems
 from ptrain.recipe.deepspeed_keys import DeepSpeedConfig
 from ptrain.recipe.document import Document, Place, from_mapping
+from ptrain.recipe.elsewhere import keys_of
 from ptrain.recipe.explain import Explainer
 from ptrain.recipe.gather import Gathered, gather, refuse_taken_names
 from ptrain.recipe.names import KINDS, LISTS, REQUIRED, SECTIONS, SINGLE, SOURCES, dotted, is_note
@@ -116,8 +117,10 @@ class _Loading:
         if trainer is None:
             # The trainer may well be in the code that was not run: its absence is no second problem.
             self._fail([self._refused] if self._refused else self.resolver.problems)
-        refuse_taken_names(trainer, self.resolver.origins[trainer])
+        refuse_taken_names(trainer.Config.model_fields, self.resolver.origins[trainer])
         found = gather(self.resolver, name, trainer)
+        for section in found.features.values():
+            refuse_taken_names(spelling.top_level([section]), self.resolver.origins[section.owner])
         self.resolver.problems += spelling.move(found, self.document)
         self._note_keys(found)
         self._check_top(found)
@@ -161,9 +164,10 @@ class _Loading:
     def _check_top(self, found: Gathered) -> None:
         """Note top-level keys that nobody owns, and sections that are missing."""
         accepted = SECTIONS | {"type"} | found.core.accepts | found.own.accepts
+        accepted |= spelling.top_level(found.features.values())
         for key in self.document.data:
             if key not in accepted and not is_note(key):
-                self.explain.unknown("", key, (key,), accepted)
+                self.explain.unknown("", key, (key,), accepted | keys_of(self.resolver.catalog.names("plugin")))
         for label in REQUIRED:
             if label not in self.document.data:
                 self.explain.missing("", label, (), "keys with values")

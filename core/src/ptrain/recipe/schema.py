@@ -78,7 +78,8 @@ class _Building:
         fixed = {label: {"$ref": self.config(label, config)} for label, config in plain.items()}
         own_keys = {**self._keys(core), **self._keys(own), **parts, **lists, **fixed}
         data = {"data": self.data(name, trainer, defaults.get("source")), "plugins": self.plugins()}
-        return self._closed({"properties": {"type": True, **own_keys, **data}, "required": self._required(own)})
+        keys = {"type": True, **self.top_level(), **own_keys, **data}
+        return self._closed({"properties": keys, "required": self._required(own)})
 
     def _keys(self, reference: str) -> Schema:
         return self.definitions[reference.removeprefix("#/$defs/")]["properties"]
@@ -103,6 +104,15 @@ class _Building:
             for name, feature in self.classes("plugin").items()
         }
         return self._closed({"type": "object", "properties": known, "description": "Features, in order."})
+
+    def top_level(self) -> Schema:
+        """The keys of features that may stand at the top level."""
+        found = {}
+        for feature, cls in self.classes("plugin").items():
+            keys = self._keys(self.config(f"plugin.{feature}", cls.Config))
+            for key, one in _spelt_elsewhere(cls.Config, keys).get("", {}).items():
+                found[key] = {**one, "description": f"The same as `plugins.{feature}.{cls.Config.aliases['.' + key]}`."}
+        return found
 
     def list_of(self, entry: Schema) -> Schema:
         """A list of parts; text stands for one, and one may stand without the list."""
@@ -187,8 +197,8 @@ def _spelt_elsewhere(config: type[Config], keys: Schema) -> dict[str, Schema]:
     """By section, the keys of a trainer that may stand there too, with their schemas."""
     found: dict[str, Schema] = {}
     for alias, name in config.aliases.items():
-        section, _, key = alias.rpartition(".")
-        if section:
+        section, dot, key = alias.rpartition(".")
+        if dot:
             found.setdefault(section, {})[key] = {**keys[name], "description": f"The same as `{name}` of the recipe."}
     return found
 

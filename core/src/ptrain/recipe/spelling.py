@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ptrain.errors import Problem
+from ptrain.recipe.config import Config
 from ptrain.recipe.document import Document, Place
 from ptrain.recipe.gather import Gathered
 from ptrain.recipe.names import dotted
@@ -36,24 +39,39 @@ def settle(section: Section, document: Document) -> tuple[dict[str, str], list[P
 
 
 def move(found: Gathered, document: Document) -> list[Problem]:
-    """Give the trainer its keys that stand in another section (`"model.gen_seq_length"` of its aliases)."""
+    """Give the trainer and the features their keys that stand elsewhere.
+
+    `"model.gen_seq_length"` of a trainer's aliases stands in the section `model`, `".window"` of a feature's at the top.
+    """
+    keys = top_level(found.features.values())
+    top = Section("", (), {key: value for key, value in document.data.items() if key in keys}, Config)
     problems = []
-    for alias, name in found.own.config.aliases.items():
-        label, dot, key = alias.rpartition(".")
-        section = found.single.get(label)
-        if not dot or section is None or key not in section.data:
-            continue
-        value, old = section.data.pop(key), (*section.place, key)
-        if name in found.own.data:
-            winner = _winner(document, old, (name,))
-            if winner is None:
-                problems.append(_given_twice(document, old, (name,)))
-            if winner != old:
-                continue
-        found.own.data[name] = value
-        document.keys[(name,)] = document.position(old)
-        document.values[(name,)] = document.value_position(old)
+    for owner in (found.own, *found.features.values()):
+        for alias, name in owner.config.aliases.items():
+            label, dot, key = alias.rpartition(".")
+            section = found.single.get(label) if label else top
+            if dot and section is not None and key in section.data:
+                problems += _moved(section, key, owner, name, document)
     return problems
+
+
+def top_level(features: Iterable[Section]) -> set[str]:
+    """The keys of features that may stand at the top level."""
+    aliases = (alias for section in features for alias in section.config.aliases)
+    return {alias.removeprefix(".") for alias in aliases if alias.startswith(".")}
+
+
+def _moved(section: Section, key: str, owner: Section, name: str, document: Document) -> list[Problem]:
+    """Give `owner` the `key` of `section` as its key `name`; what is wrong with that."""
+    value, old, new = section.data.pop(key), (*section.place, key), (*owner.place, name)
+    if name in owner.data:
+        winner = _winner(document, old, new)
+        if winner != old:
+            return [] if winner else [_given_twice(document, old, new)]
+    owner.data[name] = value
+    document.keys[new] = document.position(old)
+    document.values[new] = document.value_position(old)
+    return []
 
 
 def _winner(document: Document, *spellings: Place) -> Place | None:
