@@ -43,12 +43,13 @@ def check_paths(run: Run) -> None:
 
 def check_same_recipe(run: Run) -> None:
     """Raise RecipeError where the run directory belongs to a recipe with other results."""
-    from ptrain.recipe.dump import dump, with_effect
+    from ptrain.recipe.dump import dump, features_without_effect, with_effect
 
     content = _spec(run)
     if content is None or content["recipe_hash"] == run.recipe_hash:
         return
-    changed = differing(with_effect(content["recipe"]), with_effect(dump(run.recipe)))
+    but = features_without_effect(run.recipe)
+    changed = differing(with_effect(content["recipe"], but=but), with_effect(dump(run.recipe), but=but))
     raise RecipeError(
         f"`{run.dir}` belongs to a run of another recipe: " + ("; ".join(changed[:5]) or "the user code differs"),
         fix="resume with the recipe of that run, or give this one its own `output_dir`",
@@ -115,19 +116,18 @@ def check_same_model(run: Run, checkpoint: Path, model: PreTrainedModel) -> None
     refuse_other_model(checkpoint, saved, wanted)
 
 
-def check_rows(run: Run, rows: int, workers: int) -> None:
+def check_rows(run: Run, rows: int) -> None:
     """Raise DataError where several workers are to share less than one batch: some would have nothing to do.
 
     Args:
         rows: the training samples.
-        workers: of the whole run.
     """
     micro, accumulation = run.recipe.micro_batch_size, run.accumulation
-    batch = micro * accumulation * workers
-    if workers > 1 and rows < batch:
+    batch = micro * accumulation * run.data_world
+    if run.data_world > 1 and rows < batch:
         raise DataError(
-            f"there are {rows} training samples for {workers} workers: fewer than one batch of {batch} "
-            f"({micro} `micro_batch_size` x {accumulation} `gradient_accumulation_steps` x {workers} workers)",
+            f"there are {rows} training samples for {run.readers}: fewer than one batch of {batch} "
+            f"({micro} `micro_batch_size` x {accumulation} `gradient_accumulation_steps` x {run.readers})",
             expected=f"at least {batch}",
             fix="take fewer `--workers`, a smaller `micro_batch_size`, or more data",
         )

@@ -235,6 +235,17 @@ def step(run: Run, batches: list[Batch]) -> StepResult:
 
 
 @hookspec(firstresult=True)
+def prepare_batch(run: Run, batch: Batch) -> Batch:
+    """Return the micro-batch that `loss` is given. Kind: first. Default: the batch as it is. Wrap it to add to it.
+
+    When: before the forward pass of each micro-batch, in training and in evaluation, with its tensors on the device. It
+    is outside the engine's forward pass, so another model may be asked here, and a batch of which a plugin has cut the
+    sequences is cut already.
+    """
+    ...
+
+
+@hookspec(firstresult=True)
 def loss(run: Run, batch: Batch) -> Loss:
     """Return the loss of one micro-batch, as sums. Kind: first. Default: none, the trainer gives it.
 

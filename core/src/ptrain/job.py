@@ -64,7 +64,7 @@ def prepare_run(
     directory = run_directory(loaded.recipe, source, resume=resume)
     new = not directory.exists()
     check_directory(directory, resume=resume, restart=restart)
-    run = Run(loaded, directory)
+    run = Run(loaded, directory, world=workers, data_world=workers)
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
     checks.check_paths(run)
     if resume:
@@ -73,7 +73,7 @@ def prepare_run(
     checks.check_evaluation(run, prepared.eval)
     resume_from = _resume_from(run, prepared.digest()) if resume else None
     if resume_from is None:
-        checks.check_rows(run, len(prepared.train), workers)
+        checks.check_rows(run, len(prepared.train))
         if not (resume and (directory / SPEC).exists()):
             checks.check_checkpoint_folders(run, moved=directory if restart else None)
     checks.check_model(run)

@@ -47,6 +47,7 @@ RETURNS: Mapping[str, tuple[str, ...] | Callable[[Any], bool]] = {
     "token_kl": ("Tensor",),
     "sequence_sum": ("Tensor",),
     "step": ("StepResult",),
+    "prepare_batch": lambda result: isinstance(result, Mapping),
     "loss": _is_loss,
     "evaluate": lambda result: isinstance(result, Mapping),
     "checkpoint": lambda result: isinstance(result, PathLike),

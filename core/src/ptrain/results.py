@@ -14,7 +14,11 @@ Batch = dict[str, Any]
 """One micro-batch: `input_ids`, `shift_labels`, `position_ids`, `document_ids` (int64 [b, s]),
 `document_lengths` (a list of ints for each row), `rows` (how many are real), `split` ("train" or "eval"),
 `row_numbers` (which rows of the split these are), and whatever a trainer adds. A worker that has no rows left gets a
-micro-batch without any."""
+micro-batch without any.
+
+Where workers share rows, each with some of the positions, the tensors hold those of this worker, and everything else is
+of the whole rows; the batch then has `row_length` too, the number of positions of a whole row with its padding, and
+`attention_arguments`, a mapping of further keyword arguments that attention functions get."""
 
 
 @dataclass

@@ -65,7 +65,8 @@ class Run:
         recipe: the typed, frozen recipe.
         dir: the run directory.
         rank, world, local_rank: of this worker among all.
-        data_rank, data_world: of this worker among those that read different rows.
+        data_rank, data_world: of this worker among those that read different rows; a plugin that has several workers
+            share the same rows sets them in `configure`.
         progress: optimizer steps, epochs, samples and tokens so far.
         stop: has a flag `requested`, set by a signal.
         command: what the user typed; empty in Python.
@@ -136,6 +137,16 @@ class Run:
             loaded, directory, rank=topology.rank, world=topology.world, local_rank=topology.local_rank,
             data_rank=topology.rank, data_world=topology.world,
         )  # fmt: skip
+
+    @property
+    def shards(self) -> int:
+        """How many workers share the same rows, each with a part of every sequence."""
+        return self.world // self.data_world
+
+    @property
+    def readers(self) -> str:
+        """Who reads rows of their own, in words: "4 workers", or "2 groups of 2 workers"."""
+        return f"{self.data_world} groups of {self.shards} workers" if self.shards > 1 else f"{self.data_world} workers"
 
     @property
     def config(self) -> Any:

@@ -111,11 +111,11 @@ def adopt_global_batch(run: Run, path: Path | None) -> None:
     if batch % one:
         raise CheckpointError(
             f"the checkpoint `{path}` was made with {batch} samples a step, which is no multiple of "
-            f"{run.recipe.micro_batch_size} (`micro_batch_size`) x {run.data_world} workers",
+            f"{run.recipe.micro_batch_size} (`micro_batch_size`) x {run.readers}",
             fix="resume with another number of workers or another `micro_batch_size`",
         )
     if batch // one != run.accumulation:
-        run.say(f"{run.data_world} workers: gradient_accumulation_steps is {batch // one}, for {batch} samples a step")
+        run.say(f"{run.readers}: gradient_accumulation_steps is {batch // one}, for {batch} samples a step")
         run.accumulation = batch // one
 
 

@@ -67,7 +67,7 @@ def build(run: Run, prepared: Path, resume_from: Path | None) -> None:
     run.optimizer = run.call("create_optimizer", model=run.model)
     run.scheduler = run.call("create_scheduler", optimizer=run.optimizer, total_steps=run.total_steps)
     run.engine = run.call("create_engine", model=run.model, optimizer=run.optimizer, scheduler=run.scheduler)
-    if run.data_world == run.world and packed(run.train_data):
+    if packed(run.train_data):
         run.engine(lambda: check_apart(run))
     run.engine.train(True)
     if resume_from is not None:
@@ -93,7 +93,7 @@ def describe(run: Run) -> None:
     run.say(
         f"{recipe.type}: {whole / 1e6:.1f}M parameters{share}, {len(run.train_data):,} training samples, "
         f"{len(run.eval_data):,} for evaluation; {run.total_steps:,} optimizer steps of {batch} samples "
-        f"({recipe.micro_batch_size} x {run.accumulation} x {run.data_world} workers), ZeRO {run.engine.stage}, "
+        f"({recipe.micro_batch_size} x {run.accumulation} x {run.readers}), ZeRO {run.engine.stage}, "
         f"{recipe.model.dtype} on {run.device.type}"
     )
     run.say(f"activations are {_activations(run.model)}")

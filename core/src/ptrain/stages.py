@@ -122,8 +122,8 @@ def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int
     from ptrain.model.between import Between
     from ptrain.model.varlen import document_arguments
 
-    extra = document_arguments(model, batch)
-    with per_document(), Between(model, layers or ()) as between:
+    extra = {**document_arguments(model, batch), **batch.get("attention_arguments", {})}
+    with per_document(cut="attention_arguments" in batch), Between(model, layers or ()) as between:
         out = model.base_model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
         )
@@ -208,9 +208,16 @@ def step(run: Run, batches: list[Batch]) -> StepResult:
     return StepResult(metrics["loss"], metrics)
 
 
+@hookimpl
+def prepare_batch(run: Run, batch: Batch) -> Batch:
+    """The batch as it is."""
+    return batch
+
+
 def forward_loss(run: Run, batch: Batch) -> Loss:
-    """The loss of one micro-batch, computed inside the engine's forward pass."""
+    """The loss of one micro-batch on the device, computed inside the engine's forward pass."""
     made: list[Loss] = []
+    batch = run.call("prepare_batch", batch=batch)
 
     def work() -> dict[str, torch.Tensor]:
         made.append(as_loss(run.call("loss", batch=batch), batch))
@@ -255,11 +262,13 @@ def global_counts(run: Run, batches: list[Batch]) -> dict[str, float]:
     for batch in batches:
         lengths = batch["document_lengths"]
         rows = batch.get("rows", len(lengths))
-        own = {"samples": rows, "tokens": sum(map(sum, lengths)) if rows else 0}
+        # Workers that share rows count the tokens of these together, so that a step has as many as it would have.
+        own = {"samples": rows, "tokens": sum(map(sum, lengths)) / run.shards if rows else 0}
         for term, value in {**own, **run.call("count", batch=batch)}.items():
             total[term] = total.get(term, 0.0) + float(value)
-    values = sum_over_workers(list(total.values()), run.device)
-    return {term: max(value, 1.0) for term, value in zip(total, values, strict=True)}
+    values = dict(zip(total, sum_over_workers(list(total.values()), run.device), strict=True))
+    values["tokens"] = round(values["tokens"], 3)  # thirds
+    return {term: max(value, 1.0) for term, value in values.items()}
 
 
 class Sums:

@@ -142,3 +142,32 @@ def test_the_model_is_asked_about_several_rows(micro: int, evaluation: int | Non
     else:
         with pytest.raises(ModelError, match="see each other in LlamaForCausalLM"):
             check_apart(run)
+
+
+def test_a_function_put_round_attention() -> None:
+    """It sees what the model computes with, and is called as that where nothing is cut; where something is, no mask."""
+    from ptrain.attention import attention_name, wrap_attention
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("qwen2", **SMALL)
+    for name in ("sdpa", "flex_attention"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation(config, name))
+        batch, calls = batch_of(documents()), []
+        with torch.no_grad():
+            expected = hidden(model, batch)
+            plain = attention_name(model)
+
+            def around(attend: Any, calls: list[Any] = calls) -> Any:
+                def wrapped(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+                    calls.append((mask is None, kwargs.pop("note", None)))
+                    return attend(module, query, key, value, mask, **kwargs)
+
+                return wrapped
+
+            wrap_attention(model, "test", around)
+            assert torch.equal(hidden(model, batch), expected)
+            hidden(model, {**batch, "attention_arguments": {"note": 1}, "row_length": 32})
+        layers = SMALL["num_hidden_layers"]
+        assert calls == [(name == "sdpa", None)] * layers + [(True, 1)] * layers
+        assert attention_name(model) == plain == implementation(config, name)
+        assert "_attn_implementation" not in model.config.to_dict()

@@ -156,6 +156,14 @@ def test_hash_changes(load: Load, override: str) -> None:
     assert result_hash(load(MINIMAL, override).recipe) != result_hash(load(MINIMAL).recipe)
 
 
+def test_hash_without_a_feature_without_effect(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a feature may be added, changed and left out."""
+    with_it = load(MINIMAL, "plugins.splitter.size=2").recipe
+    before = result_hash(with_it)
+    monkeypatch.setattr(type(with_it.plugins["splitter"]), "without_effect", True)
+    assert result_hash(with_it) == result_hash(load(MINIMAL).recipe) != before
+
+
 def test_hash_of_code(load: Load) -> None:
     recipe = load(MINIMAL).recipe
     assert result_hash(recipe, "a") != result_hash(recipe, "b")

@@ -10,7 +10,7 @@ Packed steps of 512 tokens take 1.23 times as long with a block mask instead (`b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -18,25 +18,73 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptrain.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+Attention = Callable[..., tuple[torch.Tensor, Any]]
 NAME = "ptrain_sdpa"
 _per_document: ContextVar[bool] = ContextVar("ptrain_per_document", default=False)
+_cut: ContextVar[bool] = ContextVar("ptrain_cut", default=False)
+_plain_names: dict[str, str] = {}
 
 
 @contextmanager
-def per_document() -> Iterator[None]:
-    """Within it, models on `ptrain_sdpa` build no mask: each attention call gets `document_lengths`."""
-    token = _per_document.set(True)
+def per_document(*, cut: bool = False) -> Iterator[None]:
+    """Within it, models on `ptrain_sdpa` build no mask: each attention call gets `document_lengths`.
+
+    Args:
+        cut: the sequences are only parts, so that models on a function of `wrap` build no mask either.
+    """
+    tokens = _per_document.set(True), _cut.set(cut)
     try:
         yield
     finally:
-        _per_document.reset(token)
+        _per_document.reset(tokens[0])
+        _cut.reset(tokens[1])
+
+
+def plain_name(name: str | None) -> str | None:
+    """The function of which transformers is given a wrapped one under `name`; `name` itself for any other."""
+    return _plain_names.get(name or "", name)
+
+
+def wrap(prefix: str, inner: str, around: Callable[[Attention], Attention]) -> str:
+    """Register with transformers the attention function `around(plain)`, and return its name; see `ptrain.attention`.
+
+    The name tells nothing of `inner`: transformers looks for parts of names, such as "flash".
+    """
+    known = [name for name, plain in _plain_names.items() if plain == inner and name.startswith(prefix)]
+    name = known[0] if known else f"{prefix}_{len(_plain_names)}"
+    mask, attend = ALL_MASK_ATTENTION_FUNCTIONS[inner], ALL_ATTENTION_FUNCTIONS[inner]
+
+    def own_mask(*args: Any, **kwargs: Any) -> Any:
+        return None if _cut.get() else mask(*args, **kwargs)
+
+    def plain(module: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        # Flash attention asks the configuration which one it is.
+        config = Seen(module.config, _attn_implementation=inner)
+        return attend(Seen(module, config=config), *args, **kwargs)
+
+    AttentionInterface.register(name, around(plain))
+    AttentionMaskInterface.register(name, own_mask)
+    _plain_names[name] = inner
+    return name
+
+
+class Seen:
+    """`thing` with other values of some attributes."""
+
+    def __init__(self, thing: Any, **attributes: Any) -> None:
+        self._thing = thing
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._thing, name)
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -106,7 +106,7 @@ class _Planned:
         run.device = torch.device("meta")
         if prepared is not None:
             checks.check_evaluation(run, prepared.eval)
-            checks.check_rows(run, len(prepared.train), run.data_world)
+            checks.check_rows(run, len(prepared.train))
         optimizer = None
         if make_config(run, self.unknown):
             optimizer = self._of_model()

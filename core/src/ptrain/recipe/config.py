@@ -49,6 +49,9 @@ class Config(BaseModel):
 
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of fields: alias -> name of the field."""
+    without_effect: ClassVar[bool] = False
+    """Of a feature's keys: whether they change how fast results come and what memory they take, but not what is
+    trained. A run may then be resumed with other values, or without the feature."""
 
     @model_validator(mode="before")
     @classmethod

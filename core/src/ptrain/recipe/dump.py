@@ -43,7 +43,7 @@ def result_hash(recipe: Recipe, code_sha256: str = "") -> str:
 
     Two recipes with one hash give the same model: a run may be resumed with either.
     """
-    kept = with_effect(dump(recipe, defaults=True))
+    kept = with_effect(dump(recipe, defaults=True), but=features_without_effect(recipe))
     text = json.dumps([kept, code_sha256], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -61,11 +61,21 @@ def plain(value: Any, defaults: bool = False) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def with_effect(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The keys of a recipe, as `dump` gives them, that change what is trained."""
+def features_without_effect(recipe: Recipe) -> frozenset[str]:
+    """The dotted keys of the features that do not change what is trained."""
+    return frozenset(f"plugins.{name}" for name, section in recipe.plugins.items() if section.without_effect)
+
+
+def with_effect(keys: Mapping[str, Any], prefix: str = "", but: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The keys of a recipe, as `dump` gives them, that change what is trained.
+
+    Args:
+        prefix: of the dotted names of `keys`.
+        but: dotted keys to leave out besides.
+    """
     kept = {}
     for key, value in keys.items():
         name = f"{prefix}{key}"
-        if name not in WITHOUT_EFFECT:
-            kept[key] = with_effect(value, f"{name}.") if isinstance(value, dict) else value
+        if name not in WITHOUT_EFFECT | but:
+            kept[key] = with_effect(value, f"{name}.", but) if isinstance(value, dict) else value
     return kept

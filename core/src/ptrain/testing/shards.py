@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 UNCUT = "uncut"
 """The key of a batch under which it is whole."""
+WIDENED = "widened"
+"""The key of a batch that was cut, and is whole again for the body of the model."""
 
 
 @hookimpl
@@ -38,13 +40,14 @@ def create_dataloader(run: Run) -> Any:
 @callback("pre-forward")
 def widen(batch: Batch) -> Mapping[str, Any] | None:
     """The body of the model is to see all positions."""
-    return {"batch": batch[UNCUT]} if UNCUT in batch else None
+    return {"batch": {**batch[UNCUT], WIDENED: True}} if UNCUT in batch else None
 
 
-@callback("post-forward")
-def narrow(run: Run, result: torch.Tensor) -> torch.Tensor:
-    """The hidden states of this worker's half."""
-    return half(run, result)
+@hookimpl(wrapper=True)
+def forward(run: Run, batch: Batch) -> Any:
+    """The hidden states of this worker's half, of a batch that was cut."""
+    hidden = yield
+    return half(run, hidden) if WIDENED in batch else hidden
 
 
 @hookimpl(wrapper=True)

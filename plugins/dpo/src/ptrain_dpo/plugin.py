@@ -61,7 +61,7 @@ class DPO(ptrain.Trainer):
         "source": "huggingface",
         "evaluator": "loss",
     }
-    _reference: Any = None
+    _reference: Any
     loss_types: ClassVar[tuple[str, ...]] = ("sigmoid", "ipo")
     """What `loss_type` may be."""
 
@@ -91,23 +91,18 @@ class DPO(ptrain.Trainer):
 
         return process_pairs(run, split, dataset)
 
-    @ptrain.hookimpl(wrapper=True)
-    def create_dataloader(self, run: Run) -> Any:
-        """Batches with a column `reference`, once there is one: what it makes of their rows, fp32 [rows, 2]."""
-        from ptrain.data.attached import Attached
-
-        return Attached((yield), lambda batch: self._with_reference(run, batch))
-
-    def _with_reference(self, run: Run, batch: Batch) -> Batch:
-        # Not within `loss`, which is a part of the engine's forward pass: another engine has no place in there.
-        return batch if self._reference is None else {**batch, "reference": self._reference(run, batch)}
-
     @ptrain.hookimpl
     def before_training(self, run: Run) -> None:
         """Get the reference ready."""
         from ptrain_dpo.reference import REFERENCES
 
         self._reference = REFERENCES[self.config.reference](run, self.score)
+
+    @ptrain.hookimpl(wrapper=True)
+    def prepare_batch(self, run: Run) -> Any:
+        """The batch with `reference`: what the reference makes of its rows, fp32 [rows, 2]."""
+        batch = yield
+        return {**batch, "reference": self._reference(run, batch)}
 
     @ptrain.hookimpl
     def count(self, run: Run, batch: Batch) -> Mapping[str, float]:

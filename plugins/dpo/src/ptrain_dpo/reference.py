@@ -79,9 +79,6 @@ class Online:
 
     def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
         """Those of the rows of a batch, fp32 [rows, 2]."""
-        from ptrain.stages import to_device
-
-        batch = to_device(batch, run.device)
         return self._run.engine(lambda: self._score(self._run, batch))
 
 
@@ -117,9 +114,7 @@ class AdapterOff:
         """Those of the rows of a batch, fp32 [rows, 2]."""
         import torch
 
-        from ptrain.stages import to_device
-
-        batch, mode = to_device(batch, run.device), run.model.training
+        mode = run.model.training
         run.engine.train(False)  # a reference has no dropout
         try:
             with torch.no_grad(), run.adapter_off():
@@ -165,7 +160,7 @@ def _score_all(run: Run, rows: Dataset, score: Score) -> torch.Tensor:
     run.engine.train(True)
     if run.world > 1:
         torch.distributed.all_reduce(values)
-        values /= run.world // run.data_world  # workers that share rows computed the same
+        values /= run.shards  # workers that share rows computed the same
     return values.cpu()
 
 
