@@ -190,6 +190,13 @@ class Trainer:
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def fingerprint(self, run: Run) -> Any:
+        """JSON that changes whenever what this trainer makes of rows does; part of the cache key.
+
+        For what is neither in the rows, the tokenizer, `data` nor the trainer's own keys: a prompt of the model, say.
+        """
+        return None
+
 
 class Feature:
     """Base of features: what an entry of `plugins:` switches on. Hook implementations with a `Config`."""

@@ -53,7 +53,8 @@ def test_every_label_is_predicted_within_its_document(
         end = len(ids)
         assert batch["input_ids"][at].tolist() == ids + [7] * (size - end)
         assert batch["shift_labels"][at].tolist() == labels + [IGNORED] * (size - end)
-        assert batch["position_ids"][at].tolist() == positions + list(range(size - end))
+        most = max(len(part) for parts in rows for part in parts)
+        assert batch["position_ids"][at].tolist() == positions + [place % most for place in range(size - end)]
         assert batch["document_ids"][at].tolist() == numbers + [PADDING] * (size - end)
 
 
@@ -68,3 +69,16 @@ def test_filler_counts_nothing() -> None:
     batch = filler(row([[(5, True), (6, True)]]), pad_id=0)
     assert batch["rows"] == 0 and (batch["shift_labels"] == IGNORED).all()
     assert batch["document_lengths"] == [[1]] and batch["input_ids"].tolist() == [[5]]
+
+
+def test_further_columns_travel_along() -> None:
+    """As plain values, one for each row; a batch without rows has them too."""
+    rows = [
+        {**row([[(1, False)]]), "keys": np.array([7, 8]), "set": np.int32(3), "named": "a"},
+        {**row([[(2, False)]]), "keys": np.array([], dtype=np.int64), "set": np.int32(4), "named": "b"},
+    ]
+    batch = collate(rows, pad_id=0)
+    assert [batch[name] for name in ("keys", "set", "named")] == [[[7, 8], []], [3, 4], ["a", "b"]]
+    assert all(type(one) is int for one in (*batch["keys"][0], *batch["set"]))
+    empty = filler(rows[0], pad_id=0)
+    assert [empty[name] for name in ("keys", "set", "named")] == [[], [], []]

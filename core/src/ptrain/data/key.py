@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ptrain.parts import Trainer
+
 if TYPE_CHECKING:
     from ptrain.recipe.config import Config
     from ptrain.run import Run
@@ -81,4 +83,15 @@ def _code(run: Run) -> Iterator[Any]:
             continue
         config: Any = getattr(layer.plugin, "config", None)
         version = run.loaded.user_code.sha256 if layer.user and run.loaded.user_code else layer.origin
-        yield [layer.name, version, _section(config) if hasattr(config, "model_dump") else None]
+        yield [
+            layer.name,
+            version,
+            _section(config) if hasattr(config, "model_dump") else None,
+            *_more(run, layer.plugin),
+        ]
+
+
+def _more(run: Run, plugin: Any) -> Iterator[Any]:
+    """What a trainer says that its rows depend on besides."""
+    if isinstance(plugin, Trainer) and (found := plugin.fingerprint(run)) is not None:
+        yield found

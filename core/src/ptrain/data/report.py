@@ -77,8 +77,9 @@ class Report:
 
     def lines(self) -> list[str]:
         """For people: what there is, what was dropped, what to know."""
-        share = self.supervised_tokens / self.tokens if self.tokens else 0.0
-        text = f"{self.rows:,} rows, {self.samples:,} samples, {self.tokens:,} tokens, {share:.1%} supervised"
+        text = f"{self.rows:,} rows, {self.samples:,} samples, {self.tokens:,} tokens"
+        if self.supervised_tokens:  # some trainers learn no tokens, but whole texts
+            text += f", {self.supervised_tokens / self.tokens:.1%} supervised"
         if self.fullness is not None:
             text += f", {self.fullness:.1%} full"
         lines = [text]
