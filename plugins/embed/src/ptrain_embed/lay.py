@@ -1,0 +1,144 @@
+"""A block of loaded rows to token rows: which documents are kept, their tokens, and what was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ptrain import DataError
+from ptrain_embed.rows import NEGATIVE, POSITIVE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from ptrain import Run
+    from ptrain.data.report import Report
+    from ptrain_embed.data import EmbedData
+    from ptrain_embed.keys import Labels
+    from ptrain_embed.texts import Cut
+
+IGNORED = -100
+CONTRADICTED = "negatives that are a positive of the same query"
+REPEATED = "documents that their row has twice"
+EMPTY = "without a document that is left"
+LONG_QUERY, LONG_DOCUMENT = (
+    "queries longer than max_query_length (cut)",
+    "documents longer than max_document_length (cut)",
+)
+LISTS = ("relations", "scores", "documents", "document_keys")
+Loaded = dict[str, Any]
+
+
+class Laying:
+    """Lays queries and their documents end to end.
+
+    Attributes:
+        labels: of all rows of the split.
+        report: gets what was left out or cut.
+    """
+
+    def __init__(self, run: Run, labels: Labels, report: Report) -> None:
+        from ptrain_embed.model import prompts
+
+        self.labels, self.report = labels, report
+        self._tokenizer = run.tokenizer
+        self._data = cast("EmbedData", run.recipe.data)
+        self._prompts = prompts(run)
+
+    def batch(self, table: pa.Table, first: int) -> pa.RecordBatch:
+        """The token rows of some rows, of which the first has the number `first`.
+
+        Raises:
+            DataError: names the row with a text that has no tokens.
+        """
+        import pyarrow as pa
+
+        from ptrain.data.documents import token_batch
+        from ptrain_embed.data import columns
+
+        rows: list[Loaded] = []
+        for at, row in enumerate(table.to_pylist(), first):
+            found = self._chosen(row)
+            if found["relations"]:
+                rows.append({**found, "group": int(self.labels.groups[at])})
+            else:
+                self.report.drop(EMPTY, row["origin"])
+        tokens = token_batch(self._laid(rows))
+        extra = pa.RecordBatch.from_pylist([{name: row[name] for name in columns().names} for row in rows], columns())
+        return pa.RecordBatch.from_arrays([*tokens.columns, *extra.columns], schema=_joined(tokens, extra))
+
+    def _chosen(self, row: Loaded) -> Loaded:
+        """The row with the documents that are used: none twice, no negative that is a positive, not too many."""
+        positive = self.labels.positives(row["query_key"])
+        known, seen, left = (
+            set(positive.tolist()),
+            set(),
+            {POSITIVE: self._data.positives, NEGATIVE: self._data.negatives},
+        )
+        kept: list[int] = []
+        for at, (key, relation) in enumerate(zip(row["document_keys"], row["relations"], strict=True)):
+            room = left.get(relation)
+            if relation == NEGATIVE and key in known:
+                self.report.drop(CONTRADICTED, row["origin"])
+            elif key in seen:
+                self.report.drop(REPEATED, row["origin"])
+            elif room != 0:
+                seen.add(key)
+                kept.append(at)
+                left[relation] = None if room is None else room - 1
+        chosen = {name: [row[name][at] for at in kept] for name in LISTS if row[name]}
+        tokens = row["tokens"] and [row["tokens"][at] for at in (0, *(at + 1 for at in kept))]
+        return {**row, **chosen, "tokens": tokens, "positive_keys": positive}
+
+    def _laid(self, rows: Sequence[Loaded]) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """`(ids, labels)` of the query and of each document of each row."""
+        import numpy as np
+
+        query, document = self._data.longest_query, self._data.longest_document
+        texts = [row for row in rows if row["tokens"] is None]
+        queries = self._tokens([self._prompted(row, 0, row["query"]) for row in texts], query)
+        documents = self._tokens([self._prompted(row, 1, one) for row in texts for one in row["documents"]], document)
+        made = []
+        for row in rows:
+            cuts = (
+                self._given(row, query, document)
+                if row["tokens"] is not None
+                else [
+                    queries[self._prompted(row, 0, row["query"])],
+                    *(documents[self._prompted(row, 1, one)] for one in row["documents"]),
+                ]
+            )
+            self._count(row, cuts)
+            made.append([(cut.ids, np.full(len(cut.ids), IGNORED, dtype=np.int32)) for cut in cuts])
+        return made
+
+    def _prompted(self, row: Loaded, which: int, text: str) -> str:
+        return text if row["alike"] else self._prompts[which] + text
+
+    def _tokens(self, texts: Sequence[str], length: int) -> Mapping[str, Cut]:
+        from ptrain_embed.texts import tokenise
+
+        return tokenise(self._tokenizer, texts, length) if texts else {}
+
+    def _given(self, row: Loaded, query: int, document: int) -> list[Cut]:
+        from ptrain_embed.texts import shortened
+
+        first, *rest = row["tokens"]
+        return [shortened(first, query), *(shortened(one, document) for one in rest)]
+
+    def _count(self, row: Loaded, cuts: Sequence[Cut]) -> None:
+        for at, cut in enumerate(cuts):
+            if not len(cut.ids):
+                raise DataError(
+                    f"{row['origin']}: {f'document {at}' if at else 'the query'} has no token", expected="text"
+                )
+            if cut.lost:
+                self.report.drop(LONG_DOCUMENT if at else LONG_QUERY, row["origin"])
+                self.report.lost_tokens += cut.lost
+
+
+def _joined(*batches: pa.RecordBatch) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([field for batch in batches for field in batch.schema])
