@@ -195,7 +195,7 @@ def check_packing(run: Run, rows: Dataset) -> None:
 def check_evaluation(run: Run, rows: Dataset) -> None:
     """Raise RecipeError where the recipe asks for evaluations in between, and there are no rows for them."""
     for key in ("eval_interval", "eval_at_start"):
-        if getattr(run.recipe, key) and not len(rows):
+        if getattr(run.recipe, key) and not len(rows) and all(one.needs_rows for one in run.parts.evaluators):
             raise RecipeError(
                 f"`{key}` asks for evaluations, and there are no rows for them",
                 where=run.loaded.document.value_position((key,)),

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from ptrain.run import Run
 
 
+def with_data(run: Run) -> list[Evaluator]:
+    """The evaluators of the recipe that have something to measure on: rows of `data`, or data of their own."""
+    return [one for one in run.parts.evaluators if len(run.eval_data) or not one.needs_rows]
+
+
 def run_evaluators(run: Run) -> dict[str, float]:
-    """The metrics of every evaluator: sums and counts added over the workers, divided once."""
+    """The metrics of every evaluator that has data: sums and counts added over the workers, divided once."""
     from ptrain.engine import sum_over_workers
 
     found: dict[str, tuple[float, float]] = {}
-    for evaluator in run.parts.evaluators:
+    for evaluator in with_data(run):
         found.update(evaluator.evaluate(run))
     flat = sum_over_workers([float(x) for pair in found.values() for x in pair], run.device)
     pairs = zip(flat[::2], flat[1::2], strict=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptrain import saving
 from ptrain.engine import peak_memory
+from ptrain.evaluators import with_data
 from ptrain.results import StopRequested
 from ptrain.seeds import seed_everything
 
@@ -101,7 +102,7 @@ def evaluate_if_due(run: Run) -> None:
 
 def evaluate(run: Run) -> dict[str, float]:
     """Evaluate, record, and go back to training."""
-    if not run.parts.evaluators or not len(run.eval_data):
+    if not with_data(run):
         return {}
     seed_everything(run.recipe.seed, "evaluate", run.data_rank)
     run.engine.train(False)

@@ -166,6 +166,9 @@ class Evaluator(Part):
 
     kind = "evaluator"
     Config = sections.EvaluatorConfig
+    needs_rows: ClassVar[bool] = True
+    """Whether it measures on the evaluation rows of `data`, and is left out where there are none; False for one that
+    has data of its own."""
 
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
         """This worker's `(sum, count)` by metric; core adds them over the workers and divides once."""
