@@ -28,7 +28,8 @@ def retrieval(
     """The measures of one query by name, such as `ndcg@10`.
 
     A document is relevant from grade 1 on; what has no grade is not. The gain of nDCG is the grade itself, its
-    discount log2(rank + 1), and the ideal ranking is that of all graded documents. MAP divides by all that are relevant.
+    discount log2(rank + 1), and the ideal ranking is that of all graded documents. MAP divides by all relevant
+    documents.
 
     Args:
         ranking: ids of documents, best first.
