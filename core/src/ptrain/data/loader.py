@@ -82,7 +82,7 @@ class TrainLoader:
 
     def samples_before(self, step: int) -> int:
         """Rows that the first `step` optimizer steps of an epoch consume."""
-        return min(step * self.sampler.global_batch, self.sampler.rows)
+        return self.sampler.samples_before(step)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return _batches(_Rows(self.dataset, self.collate, self.pad_id, "train"), self._numbers(), self.num_workers)

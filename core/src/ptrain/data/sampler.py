@@ -56,6 +56,10 @@ class StepSampler:
         epoch, at = divmod(0 if self.fixed else step, self.steps_per_epoch)
         return self.order(epoch)[at * self.global_batch : (at + 1) * self.global_batch].tolist()
 
+    def samples_before(self, step: int) -> int:
+        """Rows that the first `step` optimizer steps of an epoch consume."""
+        return min(step * self.global_batch, self.rows)
+
     def micro_batches(self, step: int) -> list[list[int]]:
         """This worker's micro-batches of `step`: always `accumulation` lists, empty where rows run out."""
         rows, size = self.step_rows(step), self.micro_batch_size

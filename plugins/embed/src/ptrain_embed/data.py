@@ -2,7 +2,8 @@
 
 Beside core's columns (`input_ids`, `labels`, all -100, and `document_lengths`, of which the first is the query's), a
 token row has those of `columns()`. Batches carry them as lists under the same names, one entry for each row:
-`relations[i]` has an entry for each document of row i, without the query.
+`relations[i]` has an entry for each document of row i, without the query. `document_lengths` of a batch has a list for
+each line of its tensors, and a line may hold many rows: queries and documents come in the order of the rows anyway.
 """
 
 from __future__ import annotations
