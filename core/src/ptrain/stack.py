@@ -81,6 +81,21 @@ class Stack:
             self.seconds[stage] += time.perf_counter() - start
         return result
 
+    def wrapped(self, stage: str, result: Any, **arguments: Any) -> Any:
+        """`result` as the wrappers and post-callbacks of the "first" stage `stage` make it; nobody is asked for one.
+
+        Raises:
+            PluginError: as from `call`.
+        """
+        arguments = {**optional(stage), **arguments}
+        checked = lambda impl, value: self._checked(stage, impl, value)  # noqa: E731
+        try:
+            return _within(self._impls(stage)[0], arguments, lambda: result, checked)
+        except PtrainError:
+            raise
+        except Exception as error:
+            self._raise(stage, error)
+
     def collect(self, stage: str, **arguments: Any) -> list[tuple[str, Any]]:
         """`(layer name, result)` of each layer that implements the "all" stage `stage`, bottom-up.
 

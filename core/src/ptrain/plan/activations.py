@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,15 +25,28 @@ from ptrain.model.logprobs import picked
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+META = torch.device("meta")
+MAKERS = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten._to_copy}
+"""Operations that can make a tensor without values elsewhere than on the device."""
 TRACED = "ptrain_traced"
 """The name under which transformers finds the attention that is only counted."""
 
 
-def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool, gradients: bool = False) -> int:
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes that are alive at a time: on the `device`, and on the `host` of what is moved there."""
+
+    device: int
+    host: int
+
+
+def body(
+    model: PreTrainedModel, forward: Callable[[], torch.Tensor], *, recompute: bool, gradients: bool = False
+) -> Peak:
     """The most bytes that are alive at a time in the passes of a micro-batch through the body of a model on `meta`.
 
     Args:
-        samples, length: rows of the micro-batch, and the tokens of each.
+        forward: the forward pass, to the last hidden states.
         recompute: with activation checkpointing.
         gradients: count those of the parameters too, which grow while activations shrink.
 
@@ -46,13 +60,11 @@ def body(model: PreTrainedModel, samples: int, length: int, *, recompute: bool, 
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
-    ids = torch.zeros(samples, length, dtype=torch.int64, device="meta")
     with _counted(model, gradients) as live:
-        # With a mask, transformers does not look at positions, which have no values here.
-        hidden = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        hidden = forward()
         if hidden.requires_grad:
             hidden.backward(torch.empty_like(hidden))
-    return live.peak
+    return Peak(live.peak, live.host_peak)
 
 
 def logits(model: PreTrainedModel, labels: int, vocabulary: int, *, tiled: bool) -> int:
@@ -93,32 +105,52 @@ def _forget(parameter: torch.Tensor) -> None:
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the storages that are alive: `now`, and the most so far, `peak`."""
+    """Adds up the storages that are alive: `now`, and the most so far, `peak`.
+
+    What is asked for in the memory of the machine (`cpu`), to move activations there, is on `meta` too and counted on
+    its own: `host`, `host_peak`.
+    """
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.host = self.host_peak = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        moved = func.overloadpacket in MAKERS and _on_cpu(args, kwargs)
+        result = func(*args, **kwargs) if not moved else func(*args, **{**kwargs, "device": META, "pin_memory": None})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
+                self._add(tensor.untyped_storage(), moved)
         return result
 
-    def _add(self, storage: Any) -> None:
+    def _add(self, storage: Any, host: bool) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
             return
         self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
+        self._count(size, host)
+        weakref.finalize(storage, self._free, key, size, host)
 
-    def _free(self, key: int, size: int) -> None:
+    def _count(self, size: int, host: bool) -> None:
+        if host:
+            self.host += size
+            self.host_peak = max(self.host_peak, self.host)
+        else:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _free(self, key: int, size: int, host: bool) -> None:
         self._seen.discard(key)
-        self.now -= size
+        self._count(-size, host)
+
+
+def _on_cpu(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether memory of the machine is asked for, to hold what has no values: an empty tensor, or a copy."""
+    given = next((one for one in args if isinstance(one, torch.Tensor)), None)
+    wanted = kwargs.get("device", given.device if given is not None else torch.get_default_device())
+    return wanted.type == "cpu" and (given is None or given.is_meta)
 
 
 class _Kept(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptrain.plan.states import MASTER, Sharding, sharding, state_bytes, states
 
 if TYPE_CHECKING:
+    from ptrain.plan.activations import Peak
     from ptrain.plan.devices import Device
     from ptrain.plan.model import Parameters
     from ptrain.plan.rows import Batch
@@ -27,6 +28,7 @@ class Memory:
         stage: of ZeRO.
         recompute: whether activations are computed again in the backward pass.
         samples, length: of the largest micro-batch, with padding.
+        columns: positions of each row that are this worker's, where workers share rows; otherwise all.
         weights, gradients, optimizer: with the optimizer's fp32 weights.
         activations: of the body of the model, at their peak; None where they can't be found out.
         logits: of log-probabilities and their gradient; likewise.
@@ -42,6 +44,7 @@ class Memory:
     recompute: bool
     samples: int
     length: int
+    columns: int
     weights: int
     gradients: int
     optimizer: int
@@ -102,19 +105,27 @@ class Memories:
         """What a worker needs; without further arguments as the recipe says."""
         how = self._how if stage is None else replace(self._how, stage=stage)
         again = self._recompute if recompute is None else recompute
+        kept = asdict(states(self._parameters, how, self._state_bytes))
         passes = self._passes(batch, how, again)
+        passes["host"] += kept.pop("host")
         return Memory(
             dtype=self._run.recipe.model.dtype, stage=how.stage, recompute=again, samples=batch.samples,
-            length=batch.length, **asdict(states(self._parameters, how, self._state_bytes)), **passes,
+            length=batch.length, **kept, **passes,
         )  # fmt: skip
 
     def _passes(self, batch: Batch, how: Sharding, recompute: bool) -> dict[str, Any]:
+        samples, columns = self._batch(batch.samples, batch.length)["input_ids"].shape
         body = self._body(batch.samples, batch.length, recompute)
         if body is None:
-            return {"activations": None, "logits": None, "growing": None}
-        anew = how.stage < 2 and not how.several
-        growing = self._body(batch.samples, batch.length, recompute, gradients=True) if anew else None
-        return {"activations": body, "logits": self._logits(batch.labels, how), "growing": growing}
+            return {"columns": columns, "activations": None, "logits": None, "growing": None, "host": 0}
+        growing = None
+        if how.stage < 2 and not how.several:
+            growing = self._body(batch.samples, batch.length, recompute, gradients=True)
+        return {
+            "columns": columns, "activations": body.device, "host": body.host,
+            "logits": self._logits(min(batch.labels, samples * columns), how),
+            "growing": growing.device if growing else None,
+        }  # fmt: skip
 
     def others(self, batch: Batch, one: Batch) -> list[Choice]:
         """What other choices would need.
@@ -151,11 +162,19 @@ class Memories:
         return count * self._how.weight + sizes.saved_buffers
 
     @functools.lru_cache  # noqa: B019 - lives as long as this plan
-    def _body(self, samples: int, length: int, recompute: bool, gradients: bool = False) -> int | None:
+    def _batch(self, samples: int, length: int) -> dict[str, Any]:
+        from ptrain.plan.batches import blank_batch
+
+        return blank_batch(self._run, samples, length, self._unknown)
+
+    @functools.lru_cache  # noqa: B019 - lives as long as this plan
+    def _body(self, samples: int, length: int, recompute: bool, gradients: bool = False) -> Peak | None:
         from ptrain.plan.activations import body
 
+        model, batch = self._run.model, self._batch(samples, length)
+        forward = functools.partial(self._run.call, "forward", model=model, batch=batch)
         try:
-            return body(self._run.model, samples, length, recompute=recompute, gradients=gradients)
+            return body(model, forward, recompute=recompute, gradients=gradients)
         except Exception as error:  # whatever code of a model raises where there are no values
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             line = (
