@@ -47,7 +47,7 @@ from ptrain.results import Batch, Loss, Progress, StepResult
 
 if TYPE_CHECKING:
     from ptrain import stages
-    from ptrain.api import OpenRun, Result, open_run, train
+    from ptrain.api import OpenRun, Result, open_recipe, open_run, train
     from ptrain.model.huggingface import HuggingFaceModel
     from ptrain.run import Run
 
@@ -56,6 +56,7 @@ LAZY = {
     "OpenRun": "ptrain.api",
     "Result": "ptrain.api",
     "Run": "ptrain.run",
+    "open_recipe": "ptrain.api",
     "open_run": "ptrain.api",
     "train": "ptrain.api",
 }
@@ -112,6 +113,7 @@ __all__ = [
     "TrainingError",
     "callback",
     "hookimpl",
+    "open_recipe",
     "open_run",
     "register",
     "stages",

@@ -1,4 +1,7 @@
-"""The Python way: `ptrain.train` runs a recipe, `ptrain.open_run` lets you drive its steps by hand."""
+"""The Python way: `ptrain.train` runs a recipe, `ptrain.open_run` lets you drive its steps by hand.
+
+`ptrain.open_recipe` is for tools that only read one.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from ptrain.recipe.sections import Recipe
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ptrain.recipe.load import Loaded
     from ptrain.results import StepResult
     from ptrain.run import Run
 
@@ -172,12 +176,51 @@ class OpenRun:
         self.close()
 
 
+def open_recipe(
+    recipe: Source,
+    overrides: Overrides = (),
+    *,
+    code: Path | str | None = None,
+    plugins: Sequence[Any] = (),
+) -> Run:
+    """The run of a recipe of which nothing has been done yet, for tools: its sections and parts, checked.
+
+    Nothing is prepared, loaded or written; `run.call("load", source=run.parts.sources[0])`, say, gives the rows of a
+    source. The arguments are those of `train`.
+
+    Raises:
+        PtrainError: with what is wrong in the recipe and how to mend it.
+    """
+    from ptrain.directory import run_directory
+    from ptrain.run import Run
+
+    loaded, source = _loaded(recipe, overrides, code, plugins)
+    return Run(loaded, run_directory(loaded.recipe, source, resume=False))
+
+
 def _ready(
     recipe: Source, overrides: Overrides, code: Path | str | None, plugins: Sequence[Any], resume: bool, restart: bool
 ) -> Run:
     from ptrain import engine
     from ptrain.job import open_spec, prepare_run
     from ptrain.launch.together import prepare_together
+
+    loaded, source = _loaded(recipe, overrides, code, plugins)
+    topology = Topology.from_environment(os.environ)
+    if topology.is_worker:
+        os.environ.update(topology.environment())
+    spec = prepare_together(
+        topology, lambda: prepare_run(loaded, source, resume=resume, restart=restart, workers=topology.world)
+    )
+    # DeepSpeed does not join a second process group, so this one stays for the next call.
+    atexit.register(engine.close)
+    return open_spec(spec, plugins=plugins)
+
+
+def _loaded(
+    recipe: Source, overrides: Overrides, code: Path | str | None, plugins: Sequence[Any]
+) -> tuple[Loaded, Path | None]:
+    """The recipe, checked, and the file that it is in, if it is in one."""
     from ptrain.recipe.dump import dump
     from ptrain.recipe.load import load_recipe
 
@@ -191,12 +234,4 @@ def _ready(
         allow_code=code is not None,
         plugins=plugins,
     )
-    topology = Topology.from_environment(os.environ)
-    if topology.is_worker:
-        os.environ.update(topology.environment())
-    spec = prepare_together(
-        topology, lambda: prepare_run(loaded, source, resume=resume, restart=restart, workers=topology.world)
-    )
-    # DeepSpeed does not join a second process group, so this one stays for the next call.
-    atexit.register(engine.close)
-    return open_spec(spec, plugins=plugins)
+    return loaded, source

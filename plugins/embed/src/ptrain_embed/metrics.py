@@ -23,17 +23,17 @@ def ranked(scores: Mapping[str, float]) -> list[str]:
 
 
 def retrieval(
-    ranking: Sequence[str], grades: Mapping[str, int], cuts: Iterable[int], names: Iterable[str] = NAMES
+    ranking: Sequence[str], grades: Mapping[str, float], cuts: Iterable[int], names: Iterable[str] = NAMES
 ) -> dict[str, float]:
     """The measures of one query by name, such as `ndcg@10`.
 
-    A document is relevant from grade 1 on; what has no grade is not. The gain of nDCG is the grade itself, its
+    A document is relevant where its grade is above 0; what has no grade is not. The gain of nDCG is the grade itself, its
     discount log2(rank + 1), and the ideal ranking is that of all graded documents. MAP divides by all relevant
     documents.
 
     Args:
         ranking: ids of documents, best first.
-        grades: of the documents that were judged for this query; below 1 they count as 0.
+        grades: of the documents that were judged for this query; below 0 they count as 0.
         cuts: how many of the first documents count.
         names: of `NAMES`.
     """

@@ -1,0 +1,114 @@
+"""Embeddings to figures: retrieval on a collection, similarity on graded pairs, at each of several dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ptrain import DataError
+from ptrain_embed import metrics
+from ptrain_embed.search import dimensions, search, shortened
+
+if TYPE_CHECKING:
+    import torch
+
+    from ptrain_embed.collection import Collection
+
+CUTS = (1, 10, 100)
+SHOWN = {"ndcg": (10,), "mrr": (10,), "map": (100,), "recall": (1, 10, 100)}
+"""The measures of retrieval, and where each is cut."""
+
+
+def retrieval(
+    asked: Mapping[str, torch.Tensor], documents: torch.Tensor, collection: Collection, sizes: Sequence[int] | None
+) -> tuple[dict[str, float], int]:
+    """The sum of each measure over some queries, and how many they are; `ndcg@10/256` is at the first 256 dimensions.
+
+    Args:
+        asked: embedding [d] by the id of the query.
+        documents: embeddings [n, d], in the order of `collection.documents`.
+        sizes: dimensions to measure at besides all of them.
+
+    Raises:
+        DataError: the model has fewer dimensions.
+    """
+    import torch
+
+    sums: dict[str, float] = {}
+    names, full = list(collection.documents), documents.shape[1]
+    sizes = dimensions(sizes, full)
+    if not asked:
+        return {f"{name}{_at(size, full)}": 0.0 for size in sizes for name in _measured([], {})}, 0
+    queries = torch.stack(list(asked.values()))
+    for size in sizes:
+        # One more: what has the id of the query itself is no answer.
+        scores, numbers = search(
+            shortened(queries, size), shortened(documents, size), min(max(CUTS) + 1, len(names)), device=_device()
+        )
+        for query, found, near in zip(asked, numbers.tolist(), scores.tolist(), strict=True):
+            run = {names[at]: score for at, score in zip(found, near, strict=True) if names[at] != query}
+            for name, value in _measured(metrics.ranked(run), collection.qrels[query]).items():
+                key = f"{name}{_at(size, full)}"
+                sums[key] = sums.get(key, 0.0) + value
+    return sums, len(asked)
+
+
+def similarity(
+    first: torch.Tensor, second: torch.Tensor, grades: Sequence[float], sizes: Sequence[int] | None
+) -> dict[str, float]:
+    """Spearman's and Pearson's correlation of cosines with grades; `spearman/256` is at the first 256 dimensions.
+
+    Args:
+        first, second: embeddings [n, d] of both sentences of each pair.
+
+    Raises:
+        DataError: the grades or the cosines are all the same, or the model has fewer dimensions.
+    """
+    from torch.nn.functional import cosine_similarity
+
+    found, full = {}, first.shape[1]
+    for size in dimensions(sizes, full):
+        cosines = cosine_similarity(first[:, :size].double(), second[:, :size].double()).tolist()
+        for name, measure in (("spearman", metrics.spearman), ("pearson", metrics.pearson)):
+            found[f"{name}{_at(size, full)}"] = measure(cosines, grades)
+    return found
+
+
+def read_pairs(path: str) -> tuple[list[str], list[str], list[float]]:
+    """Both sentences and the grade of each pair in a file.
+
+    Raises:
+        DataError: a row has no partner or no score, or all scores are the same.
+    """
+    from ptrain_embed.collection import read_table
+    from ptrain_embed.rows import read_row
+
+    first, second, grades = [], [], []
+    for raw in read_table(path):
+        name = raw["origin"]
+        row = read_row(raw, name)
+        if len(row.documents) != 1 or len(row.scores) != 1:
+            raise DataError(f"{name}: it is no graded pair", expected="`sentence1`, `sentence2` and `score`")
+        first.append(row.query)
+        second.append(row.documents[0])
+        grades.append(row.scores[0])
+    if len(set(grades)) < 2:
+        raise DataError(f"the scores of all pairs in `{path}` are the same", expected="at least two different ones")
+    return first, second, grades
+
+
+def _measured(ranking: Sequence[str], grades: Mapping[str, float]) -> dict[str, float]:
+    found = {}
+    for name, cuts in SHOWN.items():
+        found |= metrics.retrieval(ranking, grades, cuts, [name])
+    return found
+
+
+def _at(size: int, full: int) -> str:
+    return "" if size == full else f"/{size}"
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
