@@ -33,23 +33,22 @@ def block_mask(options: argparse.Namespace) -> Mapping[str, float]:
 
 def all_logits(options: argparse.Namespace) -> Mapping[str, float]:
     """Logits of every token, instead of those with a label alone."""
-    from ptrain.model import logprobs
+    from ptrain.model import logprobs, nll
 
-    plain = logprobs.token_logprobs
-    logprobs.token_logprobs = lambda head, hidden, labels, *rest, **more: (
-        plain(head, hidden, labels.clamp(min=0), *rest, **more) * (labels != logprobs.IGNORED)
+    nll.token_nll = lambda head, hidden, labels, rows: (
+        -(logprobs.token_logprobs(head, hidden, labels.clamp(min=0), rows) * (labels != logprobs.IGNORED)).sum()
     )
     return everything(options)
 
 
 def cross_entropy(options: argparse.Namespace) -> Mapping[str, float]:
-    """torch's cross-entropy, instead of a gradient made in place."""
+    """torch's cross-entropy at the labels, instead of a gradient made in the forward pass."""
     from torch.nn import functional
 
-    from ptrain.model import logprobs
+    from ptrain.model import logprobs, nll
 
-    logprobs._logprobs = lambda head, states, targets: (
-        -functional.cross_entropy(head(states).float(), targets, reduction="none")
+    nll.token_nll = lambda head, hidden, labels, rows: functional.cross_entropy(
+        head(hidden[labels != logprobs.IGNORED]), labels[labels != logprobs.IGNORED], reduction="sum"
     )
     return everything(options)
 

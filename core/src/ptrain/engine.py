@@ -58,6 +58,7 @@ class Engine:
         self.clip = clip
         self.stage = int(config.get("zero_optimization", {}).get("stage", 0))
         self._body = Body(model)
+        gather_head_whole(model)
         # Plain fp32 without ZeRO is clipped here, because DeepSpeed clips there without telling the norm.
         self._plain = self.stage == 0 and not any(config.get(k, {}).get("enabled") for k in ("bf16", "fp16"))
         whole = {**config, "gradient_clipping": 0.0 if self._plain else clip}
@@ -103,6 +104,29 @@ class Engine:
         return float(norm)
 
 
+def gather_whole(module: nn.Module) -> None:
+    """Have ZeRO-3 gather all weights below `module` when it is called, however often it then calls what is in it.
+
+    To be told before there is an engine. Workers may then call what is in it unequally often.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    set_z3_leaf_module(module, True)
+
+
+def is_gathered_whole(module: nn.Module) -> bool:
+    """Whether `gather_whole` was told of it."""
+    return bool(getattr(module, "_z3_leaf", False))
+
+
+def gather_head_whole(model: nn.Module) -> None:
+    """An output layer that is made of several (one with an adapter) computes its logits in tiles, too."""
+    get: Any = getattr(model, "get_output_embeddings", None)
+    head = get() if get is not None else None
+    if head is not None and any(True for _ in head.children()):
+        gather_whole(head)
+
+
 class Frozen:
     """A model that is asked and not trained, such as a reference: sharded under ZeRO-3, otherwise whole on each worker.
 
@@ -118,6 +142,7 @@ class Frozen:
         if self.stage == 3:
             import deepspeed
 
+            gather_head_whole(model)
             # Offloading optimizer states is no matter of a model that has none.
             zero = {k: v for k, v in config["zero_optimization"].items() if k != "offload_optimizer"}
             self._run, *_ = deepspeed.initialize(model=self._body, config={**config, "zero_optimization": zero})

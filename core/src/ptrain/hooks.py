@@ -196,6 +196,17 @@ def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: H
 
 
 @hookspec(firstresult=True)
+def token_nll(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
+    """Return the sum of -log p(label) over the positions with a label, a scalar in fp32. Kind: first.
+
+    Default: with its gradient formed in the forward pass; from `token_logprobs` where a plugin acts there. The
+    arguments are as in `token_logprobs`, and so is the value; where the sum is all that is needed, this takes less
+    time and less memory. There can be one backward pass through it.
+    """
+    ...
+
+
+@hookspec(firstresult=True)
 def token_argmax(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None) -> torch.Tensor:
     """Return the likeliest token at each position, int64 [b, s], -100 where the label is -100. Kind: first.
 

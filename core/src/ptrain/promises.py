@@ -43,6 +43,7 @@ RETURNS: Mapping[str, tuple[str, ...] | Callable[[Any], bool]] = {
     "count": lambda result: isinstance(result, Mapping),
     "forward": ("Tensor",),
     "token_logprobs": ("Tensor",),
+    "token_nll": ("Tensor",),
     "token_argmax": ("Tensor",),
     "token_kl": ("Tensor",),
     "sequence_sum": ("Tensor",),

@@ -73,6 +73,7 @@ class Run:
         recipe_hash: of the keys that change results, and of the user's code.
         data_digest: of the prepared training rows.
         head: maps hidden states to logits; checked against the model when it is first needed.
+        loss_tile: tokens whose logits are there at a time; None: as many as take a quarter of a GiB.
         kill_switch: the run saves and stops when this file appears.
         accumulation: micro-batches of this worker in one optimizer step.
     """
@@ -90,6 +91,7 @@ class Run:
     recipe_hash: str = ""
     data_digest: str = ""
     head: Head | None = None
+    loss_tile: int | None = None
     kill_switch: Path = Path("stop")
     trackers: Trackers = field(default_factory=lambda: Trackers(()))
 

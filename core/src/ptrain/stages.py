@@ -135,8 +135,27 @@ def token_logprobs(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: H
     """Log-probabilities from logits at label positions alone, a tile at a time."""
     from ptrain.model.logprobs import token_logprobs as compute
 
-    size = run.hf_config.get_text_config().vocab_size
-    return compute(head or _own_head(run), hidden, labels, size, tiled=run.engine.stage != 3)
+    return compute(head or _own_head(run), hidden, labels, _tile_rows(run))
+
+
+@hookimpl
+def token_nll(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head | None = None) -> torch.Tensor:
+    """The sum from logits at label positions alone, its gradient formed with it a tile at a time.
+
+    Where a layer above core acts at `token_logprobs`, minus the sum of those.
+    """
+    from ptrain.model.nll import token_nll as compute
+
+    if run.stack.changes("token_logprobs"):
+        return -run.call("token_logprobs", hidden=hidden, labels=labels, head=head).sum()
+    return compute(head or _own_head(run), hidden, labels, _tile_rows(run))
+
+
+def _tile_rows(run: Run) -> int:
+    """Positions whose logits are there at a time."""
+    from ptrain.model.logprobs import tile_rows
+
+    return tile_rows(run.hf_config.get_text_config().vocab_size, run.loss_tile)
 
 
 @hookimpl

@@ -39,7 +39,7 @@ def test_log_probabilities_are_those_of_the_model(family: str) -> None:
     labels[0, :4] = -100
     head = output_head(model)
     check_head(model, head)
-    found = token_logprobs(head, model.base_model(input_ids=ids).last_hidden_state, labels, 67)
+    found = token_logprobs(head, model.base_model(input_ids=ids).last_hidden_state, labels, 5)
     logprobs = torch.log_softmax(model(input_ids=ids).logits.float(), dim=-1)
     expected = logprobs.gather(2, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

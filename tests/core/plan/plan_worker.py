@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from ptrain import Config, Trainer, hookimpl
 from ptrain import engine as engines
 from ptrain.catalog import Catalog, Offer
-from ptrain.model import logprobs
+from ptrain.model import logprobs, nll
 from ptrain.model.head import output_head
 from ptrain.plan.devices import Device
 from ptrain.plan.memory import Memories
@@ -182,11 +182,11 @@ def passes(run: Run) -> dict[str, int]:
         hidden = run.call("forward", model=run.model, batch=batch)
         hidden.backward(torch.ones_like(hidden))
 
-    def head() -> None:
-        labels, stage = batch["shift_labels"], run.recipe.deepspeed["zero_optimization"]["stage"]
-        logprobs.token_logprobs(output_head(run.model), states, labels, VOCABULARY, tiled=stage != 3).sum().backward()
+    def head(stage: str) -> None:
+        run.call(stage, hidden=states, labels=batch["shift_labels"], head=output_head(run.model)).sum().backward()
 
-    found = {"activations": peak(body), "logits": peak(head)}
+    logits = max(peak(lambda stage=stage: head(stage)) for stage in ("token_logprobs", "token_nll"))
+    found = {"activations": peak(body), "logits": logits}
     for hook in hooks:
         hook.remove()
     return found
@@ -209,6 +209,7 @@ def main(cases: str, found: str) -> int:
     engines.start("cpu", int(os.environ["LOCAL_RANK"]))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     torch.set_num_threads(1)
+    nll.PART_BYTES = 2**14  # in proportion to the models
     results = {}
     for name, case in json.loads(Path(cases).read_text()).items():
         logprobs.TILE_BYTES = case.get("tile", logprobs.TILE_BYTES)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
-from ptrain.model.head import frozen, gathered, sharded
+from ptrain.model.head import at_once, frozen, gathered, repeatable
 
 if TYPE_CHECKING:
     from ptrain.model.head import Head
@@ -135,11 +135,16 @@ def _kl_of_trained_head(
 ) -> torch.Tensor:
     """The divergences [n] by autograd, with the logits of each tile recomputed in the backward pass."""
 
-    def one(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def one(head: Head, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             expected = head(t)
         return _kl(head(s), expected, temperature)
 
-    if sharded(head):
-        return one(student, teacher)
-    return torch.cat([checkpoint(one, s, t, use_reentrant=False) for s, t in _pairs(student, teacher, vocabulary)])
+    def several(head: Head, student: torch.Tensor) -> torch.Tensor:
+        pairs = _pairs(student, teacher, vocabulary)
+        return torch.cat([checkpoint(one, head, s, t, use_reentrant=False) for s, t in pairs])
+
+    if not repeatable(head):
+        return one(head, student, teacher)
+
+    return at_once(head, student, several)

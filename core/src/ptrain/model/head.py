@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ptrain.engine import is_gathered_whole
 from ptrain.errors import ModelError
 from ptrain.weights import whole
 
@@ -25,7 +26,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 @dataclass(frozen=True)
 class OutputHead:
-    """Maps hidden states [n, h] to logits [n, v], fp32: an output layer, and a factor or a cap in some families."""
+    """Maps hidden states [n, h] to logits [n, v] in fp32 or, where weights are, fp64.
+
+    That is an output layer, and a factor or a cap in some families.
+    """
 
     layer: Head
     factor: float = 1.0
@@ -33,10 +37,16 @@ class OutputHead:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits."""
-        logits = self.layer(hidden).float()
+        logits = self.layer(hidden)
+        logits = logits.to(wide(logits.dtype))
         if self.factor != 1.0:
             logits = logits * self.factor
         return torch.tanh(logits / self.cap) * self.cap if self.cap else logits
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What logits of a dtype are computed with: fp32, or fp64 where they are."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
@@ -58,14 +68,46 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 
 def frozen(head: Head) -> bool:
     """Whether no weight of `head` is trained."""
-    layer = head.layer if isinstance(head, OutputHead) else head
+    layer = layer_of(head)
     return isinstance(layer, nn.Module) and not any(p.requires_grad for p in layer.parameters())
 
 
 def sharded(head: Head) -> bool:
     """Whether ZeRO-3 gathers the weight of `head` at each call, so that workers have to call it equally often."""
-    layer = head.layer if isinstance(head, OutputHead) else head
+    layer = layer_of(head)
     return isinstance(layer, nn.Module) and any(hasattr(p, "ds_tensor") for p in layer.parameters())
+
+
+def layer_of(head: Head) -> Any:
+    """The output layer of `head`, which may be one itself."""
+    return head.layer if isinstance(head, OutputHead) else head
+
+
+def repeatable(head: Head) -> bool:
+    """Whether `at_once` makes `head` one that may be called any number of times."""
+    layer = layer_of(head)
+    return not sharded(head) or is_gathered_whole(layer) or not any(True for _ in layer.children())
+
+
+def at_once(head: Head, states: torch.Tensor, work: Callable[[Head, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`work(head, states)`, during which a sharded `head` is gathered; so it is once more in its backward pass.
+
+    The output layer is called once, with `work` in the place of its own forward pass, whatever `work` calls. Every
+    worker has to take part.
+    """
+    if not (sharded(head) and repeatable(head)):
+        return work(head, states)
+    layer = layer_of(head)
+    own, before = layer.forward, vars(layer).get("forward")
+    inner = replace(head, layer=own) if isinstance(head, OutputHead) else own
+    layer.forward = lambda states: work(inner, states)
+    try:
+        return layer(states)
+    finally:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
 
 
 def gathered(head: Head) -> Head | None:
@@ -76,7 +118,7 @@ def gathered(head: Head) -> Head | None:
     """
     if not sharded(head):
         return head
-    layer: Any = head.layer if isinstance(head, OutputHead) else head
+    layer = layer_of(head)
     if type(layer) is not nn.Linear:
         return None
     bias = whole(layer.bias) if layer.bias is not None else None

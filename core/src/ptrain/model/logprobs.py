@@ -5,54 +5,51 @@ Packed steps of 512 tokens, half of them with a label, take 1.20 times as long w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
+from ptrain.model.head import at_once, repeatable, wide
+
+if TYPE_CHECKING:
+    from ptrain.model.head import Head
+
 IGNORED = -100
 TILE_BYTES = 2**28
 """Logits of one tile, in fp32."""
 
 
-def token_logprobs(
-    head: Callable[[torch.Tensor], torch.Tensor],
-    hidden: torch.Tensor,
-    labels: torch.Tensor,
-    vocabulary: int,
-    *,
-    tiled: bool = True,
-) -> torch.Tensor:
-    """log p(label) at each position, [b, s] fp32, 0 where the label is -100.
+def tile_rows(vocabulary: int, tokens: int | None = None) -> int:
+    """Positions of a tile: `tokens` where it is given, or those whose logits take `TILE_BYTES`."""
+    return tokens or max(1, TILE_BYTES // (4 * vocabulary))
+
+
+def token_logprobs(head: Head, hidden: torch.Tensor, labels: torch.Tensor, rows: int) -> torch.Tensor:
+    """log p(label) at each position, [b, s], 0 where the label is -100: fp32, or fp64 where logits are.
+
+    Where there are several tiles, the logits of each are recomputed in the backward pass, so that at most one tile of
+    them is alive.
 
     Args:
-        head: maps hidden states [n, h] to logits [n, v].
+        head: maps hidden states [n, h] to logits [n, v]. Where ZeRO-3 shards it and it can't be gathered for several
+            tiles, there is one.
         hidden: the last hidden states, [b, s, h].
         labels: int64 [b, s], already shifted.
-        vocabulary: v, for the size of a tile.
-        tiled: recompute the logits of each tile in the backward pass, so that at most one tile of them is
-            alive. False calls the head exactly once, which ZeRO-3 needs: its workers must gather the head
-            equally often.
+        rows: positions of a tile.
     """
     where = labels != IGNORED
-    values = picked(head, hidden[where], labels[where], vocabulary, tiled=tiled)
-    return torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device).masked_scatter(where, values)
+    targets = labels[where]
+    rows = rows if repeatable(head) else max(1, len(targets))
+    values = at_once(head, hidden[where], lambda head, states: picked(head, states, targets, rows))
+    return torch.zeros(labels.shape, dtype=values.dtype, device=hidden.device).masked_scatter(where, values)
 
 
-def picked(
-    head: Callable[[torch.Tensor], torch.Tensor],
-    states: torch.Tensor,
-    targets: torch.Tensor,
-    vocabulary: int,
-    *,
-    tiled: bool,
-) -> torch.Tensor:
-    """log p(target) of each state, fp32 [n]: `states` [n, h], `targets` int64 [n]; see `token_logprobs`."""
-    rows = max(1, TILE_BYTES // (4 * vocabulary))
-    if not tiled or len(targets) <= rows:
+def picked(head: Head, states: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
+    """log p(target) of each state, [n]: `states` [n, h], `targets` int64 [n]; see `token_logprobs`."""
+    if len(targets) <= rows:
         return _logprobs(head, states, targets)
     return torch.cat(
         [
@@ -62,10 +59,9 @@ def picked(
     )
 
 
-def _logprobs(
-    head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    return _Pick.apply(head(states).float(), targets)
+def _logprobs(head: Head, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = head(states)
+    return _Pick.apply(logits.to(wide(logits.dtype)), targets)
 
 
 class _Pick(torch.autograd.Function):
@@ -77,7 +73,7 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Logits [n, v] fp32 and targets [n] to values [n]."""
+        """Logits [n, v] and targets [n] to values [n]."""
         logprobs = log_softmax(logits, dim=-1)
         ctx.save_for_backward(logprobs, targets)
         return logprobs.gather(1, targets[:, None]).squeeze(1)

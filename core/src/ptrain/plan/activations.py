@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ptrain.model.head import output_head
+from ptrain.model.head import layer_of, output_head
 from ptrain.model.logprobs import picked
+from ptrain.model.nll import summed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,20 +68,30 @@ def body(
     return Peak(live.peak, live.host_peak)
 
 
-def logits(model: PreTrainedModel, labels: int, vocabulary: int, *, tiled: bool) -> int:
+def logits(model: PreTrainedModel, labels: int, rows: int) -> int:
     """The most bytes that are alive at a time while log-probabilities of `labels` labels are computed and learnt.
 
+    That is so for those of each label, and for their sum, of which the larger is given.
+
     Args:
-        tiled: as `ptrain.model.logprobs.token_logprobs` has it.
+        rows: positions of a tile, as `ptrain.model.logprobs.token_logprobs` has it.
     """
     if not labels:
         return 0
     head, width = output_head(model), model.config.get_text_config().hidden_size
-    with _counted(model) as live:
-        states = torch.empty(labels, width, dtype=model.dtype, device="meta", requires_grad=True)
-        targets = torch.zeros(labels, dtype=torch.int64, device="meta")
-        picked(head, states, targets, vocabulary, tiled=tiled).sum().backward()
-    return live.peak
+    targets = torch.zeros(labels, dtype=torch.int64, device="meta")
+
+    def peak(work: Callable[[torch.Tensor], torch.Tensor]) -> int:
+        with _counted(model) as live:
+            states = torch.empty(labels, width, dtype=model.dtype, device="meta", requires_grad=True)
+            work(states).backward()
+        return live.peak
+
+    at = torch.zeros(labels, dtype=torch.int64, device="meta")
+    return max(
+        peak(lambda states: picked(head, states, targets, rows).sum()),
+        peak(lambda states: summed(head, layer_of(head), states, at, targets, rows)),
+    )
 
 
 @contextmanager

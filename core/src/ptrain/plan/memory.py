@@ -123,7 +123,7 @@ class Memories:
             growing = self._body(batch.samples, batch.length, recompute, gradients=True)
         return {
             "columns": columns, "activations": body.device, "host": body.host,
-            "logits": self._logits(min(batch.labels, samples * columns), how),
+            "logits": self._logits(min(batch.labels, samples * columns)),
             "growing": growing.device if growing else None,
         }  # fmt: skip
 
@@ -184,7 +184,9 @@ class Memories:
                 self._unknown.append(line)
             return None
 
-    def _logits(self, labels: int, how: Sharding) -> int:
+    def _logits(self, labels: int) -> int:
+        from ptrain.model.logprobs import tile_rows
         from ptrain.plan.activations import logits
 
-        return logits(self._run.model, labels, self._run.hf_config.get_text_config().vocab_size, tiled=how.stage != 3)
+        vocabulary = self._run.hf_config.get_text_config().vocab_size
+        return logits(self._run.model, labels, tile_rows(vocabulary, self._run.loss_tile))

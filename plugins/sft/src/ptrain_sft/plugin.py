@@ -36,10 +36,9 @@ class SFT(ptrain.Trainer):
 
     @ptrain.hookimpl
     def loss(self, run: Run, batch: Batch) -> Loss:
-        """Minus the log-probability of every label."""
+        """The sum of minus the log-probability of every label."""
         hidden = run.call("forward", model=run.model, batch=batch)
-        logprobs = run.call("token_logprobs", hidden=hidden, labels=batch["shift_labels"])
-        return ptrain.Loss({"loss": -logprobs.sum()})
+        return ptrain.Loss({"loss": run.call("token_nll", hidden=hidden, labels=batch["shift_labels"])})
 
 
 class Causal(SFT):

@@ -101,8 +101,8 @@ def preparation(study: Study) -> None:
 def stages(study: Study) -> None:
     """`loss` makes no logits itself: it asks `token_logprobs`, which makes them at labels alone, a tile at a time.
 
-    So do `token_argmax` and `token_kl`. Fused kernels, tiles and shards then reach every trainer without a line of its
-    own.
+    So do `token_nll`, `token_argmax` and `token_kl`. Fused kernels, tiles and shards then reach every trainer without a
+    line of its own.
     """
     logits = study.watched["logits"]
     if logits:
