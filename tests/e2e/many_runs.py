@@ -51,8 +51,9 @@ def record_ids(run: Any) -> None:
         if stage == "step":
             ids = [batch["input_ids"].numpy().tobytes() for batch in arguments["batches"]]
             digest = hashlib.sha256(b"|".join(ids)).hexdigest()
+            rows = [number for batch in arguments["batches"] for number in batch["row_numbers"]]
             with file.open("a") as out:
-                out.write(json.dumps({"step": run.progress.step + 1, "ids": digest}) + "\n")
+                out.write(json.dumps({"step": run.progress.step + 1, "ids": digest, "rows": rows}) + "\n")
         return call(stage, **arguments)
 
     run.stack.call = recorded

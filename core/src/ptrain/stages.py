@@ -195,7 +195,7 @@ def sequence_sum(run: Run, values: torch.Tensor, segment_ids: torch.Tensor) -> t
 
     inside = segment_ids >= 0
     size = int(segment_ids.max()) + 1 if segment_ids.numel() else 0
-    sums = torch.zeros(max(size, 0), dtype=torch.float32, device=values.device)
+    sums = torch.zeros(max(size, 0), *values.shape[2:], dtype=torch.float32, device=values.device)
     return sums.index_add(0, segment_ids[inside], values[inside].float())
 
 

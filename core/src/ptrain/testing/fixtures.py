@@ -40,7 +40,7 @@ def ptrain_material(ptrain_model: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def ptrain_data(ptrain_material: Material) -> Callable[[str], Path]:
-    """A file of ragged rows, by shape: "conversations", "instructions", "text" or "preferences"."""
+    """A file of ragged rows, by shape: "conversations", "instructions", "text", "preferences" or "pairs"."""
     return ptrain_material.data
 
 

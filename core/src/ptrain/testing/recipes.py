@@ -9,7 +9,7 @@ from typing import Any
 
 from ptrain.testing.rows import SHAPES, write_rows
 
-KNOWN = {"sft": "conversations", "causal": "text", "dpo": "preferences"}
+KNOWN = {"sft": "conversations", "causal": "text", "dpo": "preferences", "embed": "pairs"}
 """The shape of rows that a trainer takes, where it is known."""
 ROWS = 17
 LONGEST = 256

@@ -45,8 +45,16 @@ def preferences(count: int, seed: int = 0) -> Rows:
         yield {"prompt": better["messages"][:1], "chosen": better["messages"][1:2], "rejected": worse["messages"][1:2]}
 
 
+def pairs(count: int, seed: int = 0) -> Rows:
+    """A `query` and its `positive`, as text."""
+    for row in conversations(count, seed):
+        asked, answered = row["messages"][:2]
+        yield {"query": asked["content"], "positive": answered["content"]}
+
+
 SHAPES: Mapping[str, Callable[[int], Rows]] = {
     "conversations": conversations, "instructions": instructions, "text": texts, "preferences": preferences,
+    "pairs": pairs,
 }  # fmt: skip
 """The shapes of rows, in the order in which a trainer is tried with them."""
 

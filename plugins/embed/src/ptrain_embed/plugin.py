@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 import ptrain
+from ptrain_embed.data import EmbedData
 
 if TYPE_CHECKING:
-    from ptrain_embed.contrast import Measure
+    import torch
+    from datasets import Dataset
+
+    from ptrain import Batch, Loss, Run, Source, StepResult
+    from ptrain_embed.contrast import Contrast, Measure
     from ptrain_embed.losses import Objective
 
 Size = Annotated[int, Field(ge=1)]
@@ -64,16 +69,115 @@ class Embed(ptrain.Trainer):
         @model_validator(mode="after")
         def _of_this_loss(self) -> Any:
             contrastive = self.loss == "infonce"
-            if not contrastive and (self.symmetric or "in_batch_negatives" in self.model_fields_set):
+            if not contrastive and (self.symmetric or not self.in_batch_negatives):
                 key = "symmetric" if self.symmetric else "in_batch_negatives"
                 raise ValueError(f"`{key}` belongs to `loss: infonce`, not to `{self.loss}`")
             if self.symmetric and not self.in_batch_negatives:
                 raise ValueError(
                     "`symmetric` tells queries of a batch apart, which `in_batch_negatives: false` rules out"
                 )
-            if "teacher_temperature" in self.model_fields_set and self.loss not in TAUGHT:
+            if self.teacher_temperature != 1 and self.loss not in TAUGHT:
                 raise ValueError(f"`teacher_temperature` belongs to `loss: margin_mse` and `kl`, not to `{self.loss}`")
             return self
+
+    Data = EmbedData
+    parts = {
+        "model": "embed",
+        "tokenizer": "huggingface",
+        "optimizer": "adamw",
+        "scheduler": "huggingface",
+        "source": "huggingface",
+        "evaluator": "loss",
+    }
+
+    def fingerprint(self, run: Run) -> Any:
+        """The prompts, which are the model's."""
+        from ptrain_embed.model import prompts
+
+        return list(prompts(run))
+
+    @ptrain.hookimpl(wrapper=True)
+    def load(self, run: Run, source: Source) -> Any:
+        """The rows of a source in one shape."""
+        from ptrain_embed.rows import canonical_rows
+
+        return canonical_rows(run, source, (yield))
+
+    @ptrain.hookimpl
+    def process(self, run: Run, split: str, dataset: Dataset) -> Dataset:
+        """Each query and its documents as one row."""
+        from ptrain_embed.data import process_rows
+
+        return process_rows(run, split, dataset)
+
+    @ptrain.hookimpl(wrapper=True)
+    def create_config(self, run: Run) -> Any:
+        """The model's configuration, whose vectors are long enough for every size that they are to be cut to."""
+        from ptrain_embed.fits import check_sizes
+
+        config = yield
+        check_sizes(run, config, self.config.matryoshka or {})
+        return config
+
+    @ptrain.hookimpl(wrapper=True)
+    def create_dataloader(self, run: Run, split: str, dataset: Dataset) -> Any:
+        """What is below, of training rows from which the loss can learn something."""
+        from ptrain_embed.fits import check_rows
+
+        if split == "train":
+            check_rows(run, dataset, self.config.loss)
+        return (yield)
+
+    @ptrain.hookimpl(wrapper=True)
+    def evaluate(self, run: Run) -> Any:
+        """What is below, where batches know what the loss of as many rows as a step has says of each."""
+        from ptrain_embed.step import Windows
+
+        loader = run.eval_loader
+        rows = run.recipe.micro_batch_size * run.accumulation
+        size = -(-rows // (run.recipe.eval_micro_batch_size or run.recipe.micro_batch_size))
+        run.eval_loader = Windows(loader, size, lambda batches: self._cached(run, batches))
+        try:
+            return (yield)
+        finally:
+            run.eval_loader = loader
+
+    @ptrain.hookimpl
+    def step(self, run: Run, batches: list[Batch]) -> StepResult:
+        """Core's step, of micro-batches that know what the loss of all of them says of each."""
+        return ptrain.stages.step(run, self._cached(run, batches) if len(batches) > 1 else batches)
+
+    @ptrain.hookimpl
+    def count(self, run: Run, batch: Batch) -> Mapping[str, float]:
+        """What the loss is a mean over: positive pairs, or what `loss` counts instead."""
+        rows = zip(batch["relations"], batch["scores"], strict=True)
+        return {"loss": sum(self.objective.count(relations, scores) for relations, scores in rows)}
+
+    @ptrain.hookimpl
+    def loss(self, run: Run, batch: Batch) -> Loss:
+        """The summed loss of the queries of a micro-batch among all that it is contrasted with."""
+        from ptrain_embed.step import passed_on
+
+        loss, found = passed_on(run, batch, self.embed, self._compare)
+        number = self.count(run, batch)["loss"]
+        return ptrain.Loss({"loss": loss}, metrics={name: (value, number) for name, value in found.metrics.items()})
+
+    def embed(self, run: Run, batch: Batch) -> torch.Tensor:
+        """Embeddings of the queries and documents of a micro-batch, each query followed by its documents, [n, d]."""
+        from ptrain_embed.pooling import embed_batch
+
+        return embed_batch(run, batch)
+
+    def _cached(self, run: Run, batches: Sequence[Batch]) -> list[Batch]:
+        from ptrain_embed.step import cached
+
+        return cached(run, batches, self.embed, self._compare)
+
+    def _compare(self, run: Run, batches: Sequence[Batch], embeddings: Sequence[torch.Tensor]) -> list[Contrast]:
+        from ptrain_embed.contrast import contrast
+
+        measure = self.measure(embeddings[0].shape[1], normalise=run.recipe.model.normalize)
+        return contrast(run, measure, batches, embeddings)
 
     @cached_property
     def objective(self) -> Objective:

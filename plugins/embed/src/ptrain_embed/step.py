@@ -9,9 +9,12 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ptrain.data.attached import Attached
 
 if TYPE_CHECKING:
     from ptrain import Batch, Run
@@ -39,16 +42,17 @@ def cached(run: Run, batches: Sequence[Batch], embed: Embed, compare: Compare) -
     ]  # fmt: skip
 
 
-def windows(loader: Any, size: int, attach: Callable[[list[Batch]], list[Batch]]) -> Iterator[Batch]:
-    """The batches of `loader`, of which each `size` go through `attach` together."""
-    held: list[Batch] = []
-    for batch in loader:
-        held.append(batch)
-        if len(held) == size:
-            yield from attach(held)
-            held = []
-    if held:
-        yield from attach(held)
+class Windows(Attached):
+    """A loader of which each `size` batches go through `attach` together."""
+
+    def __init__(self, loader: Any, size: int, attach: Callable[[list[Batch]], list[Batch]]) -> None:
+        super().__init__(loader, lambda batch: batch)
+        self._size, self._together = size, attach
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = super().__iter__()
+        while held := list(islice(batches, self._size)):
+            yield from self._together(held)
 
 
 def passed_on(run: Run, batch: Batch, embed: Embed, compare: Compare) -> tuple[torch.Tensor, Contrast]:

@@ -1,0 +1,148 @@
+"""`embed` against a bare loop on whole batches: losses and weights, however a batch is cut, on 1 and 2 workers, ZeRO 0 to 3."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import embed_dense as dense
+import pytest
+import torch
+from harness import differences, left, losses, metrics, run_workers
+
+from ptrain.testing.recipes import merged
+from ptrain.testing.rows import WORDS, write_rows
+
+GLOBAL = 8
+SETTINGS: dict[str, dict[str, Any]] = {
+    "infonce": {"temperature": 0.1},
+    "symmetric matryoshka": {"temperature": 0.1, "symmetric": True, "matryoshka": [32, 8]},
+    "hard negatives": {"temperature": 0.1, "in_batch_negatives": False},
+    "margin_mse": {"loss": "margin_mse"},
+    "kl": {"loss": "kl", "temperature": 0.1, "matryoshka": {16: 0.5}},
+    "cosent": {"loss": "cosent", "temperature": 0.05},
+}
+CUTS = [(8, 1), (2, 4), (1, 8)]
+
+
+def labelled(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Ragged rows with texts that come twice, and labels and scores that are missing."""
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 20))) for _ in range(count)]
+    for at in range(count):
+        size = rng.randint(1, 4)
+        documents = [f"{texts[at]} one" if rng.random() < 0.5 else rng.choice(texts), *rng.sample(texts, size)]
+        yield {
+            "query": rng.choice(texts[:6]) if at % 4 == 0 else texts[at],
+            "documents": documents,
+            "relations": [1, *(rng.choice([1, 0, -1]) for _ in range(size))],
+            **({"scores": [rng.random() for _ in documents]} if at % 3 else {}),
+        }
+
+
+@pytest.fixture
+def embed(recipes: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Makes a recipe of `embed` on ragged rows."""
+    file = write_rows(tmp_path / "labelled.jsonl", labelled(21))
+
+    def make(**changes: Any) -> dict[str, Any]:
+        base = {
+            "data": {"sources": [{"type": "jsonl", "path": str(file)}], "max_length": 64},
+            "model": {"pooling": "mean"},
+            "checkpoint": [{"type": "huggingface", "save_end_of_training": True, "verify": False}],
+        }
+        return recipes("embed", **merged(base, changes))
+
+    return make
+
+
+def rows_of(spec: Path) -> list[tuple[dense.Query, list[list[int]]]]:
+    """The prepared rows: what is known of each, and the tokens of its query and documents."""
+    from ptrain.data.cache import open_prepared
+
+    found = []
+    for row in open_prepared(Path(json.loads(spec.read_text())["prepared"])).train:
+        ends = list(itertools.accumulate(row["document_lengths"]))
+        tokens = [row["input_ids"][a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        one = dense.Query(
+            row["query_key"], row["document_keys"], row["relations"], row["scores"], row["positive_keys"]
+        )  # fmt: skip
+        found.append((one, tokens))
+    return found
+
+
+def bare(model: Any, rows: list[Any], steps: list[list[int]], keys: dict[str, Any]) -> list[float]:
+    """Train `model` in place, a whole batch at a time, every text on its own; the loss of each step."""
+    from transformers import get_scheduler
+
+    named = list(model.named_parameters())
+    plain = [p for n, p in named if n.endswith(("bias", "norm.weight"))]
+    decayed = [p for n, p in named if not n.endswith(("bias", "norm.weight"))]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    schedule = get_scheduler("linear", optimizer, -(-len(steps) // 10), len(steps))
+    found = []
+    for numbers in steps:
+        chosen = [rows[number] for number in numbers]
+        texts = [tokens for _, row in chosen for tokens in row]
+        vectors = [model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in texts]
+        embeddings = torch.nn.functional.normalize(torch.stack(vectors), dim=1)
+        loss = dense.loss([query for query, _ in chosen], embeddings, keys)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        found.append(loss.item())
+    return found
+
+
+def steps_of(spec: Path, workers: int) -> list[list[int]]:
+    """The rows of each step, of all workers."""
+    found: dict[int, list[int]] = {}
+    for rank in range(workers):
+        for line in (spec.parent / f"ids-{rank}.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            found.setdefault(record["step"], []).extend(record["rows"])
+    return [found[step] for step in sorted(found)]
+
+
+def check(settings: list[str], cases: list[Any], workers: int, embed: Any, prepared: Any, model: Path) -> None:
+    """Train each case, and compare it with the bare loop."""
+    from transformers import AutoModel
+
+    specs = {
+        (name, micro, stage): prepared(embed(
+            micro_batch_size=micro, gradient_accumulation_steps=GLOBAL // micro // workers,
+            deepspeed={"zero_optimization": {"stage": stage}}, **SETTINGS[name],
+        ))
+        for name, (micro, stage) in itertools.product(settings, cases)
+    }  # fmt: skip
+    run_workers(list(specs.values()), workers)
+    for (name, *case), spec in specs.items():
+        bare_model: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
+        steps = steps_of(spec, workers)
+        assert len(steps) == 6
+        assert max(map(len, steps)) == GLOBAL
+        expected = bare(bare_model, rows_of(spec), steps, dense_keys(SETTINGS[name]))
+        torch.testing.assert_close(
+            losses(spec), expected, atol=1e-5, rtol=1e-5, msg=lambda m, w=(name, case): f"{w}: {m}"
+        )
+        trained = AutoModel.from_pretrained(spec.parent / "model" / "latest", dtype=torch.float32).state_dict()
+        for key, value in bare_model.state_dict().items():
+            assert (trained[key] - value).abs().max() <= 1e-5, (name, case, key)
+
+
+def dense_keys(keys: dict[str, Any]) -> dict[str, Any]:
+    sizes = keys.get("matryoshka")
+    return {**keys, "matryoshka": dict.fromkeys(sizes, 1.0) if isinstance(sizes, list) else sizes}
+
+
+def test_equals_whole_batches(embed: Any, prepared: Any, tiny_model: Path) -> None:
+    """A batch in one piece, and in four."""
+    check(["infonce", "kl"], [(8, 0), (2, 0)], 1, embed, prepared, tiny_model)
+    check(["symmetric matryoshka"], [(2, 1), (1, 3)], 2, embed, prepared, tiny_model)

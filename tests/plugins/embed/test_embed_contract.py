@@ -1,0 +1,7 @@
+"""What is promised of `embed`."""
+
+from __future__ import annotations
+
+from ptrain.testing import contract
+
+test_embed = contract("trainer", "embed")
