@@ -64,7 +64,7 @@ def prepare_run(
     directory = run_directory(loaded.recipe, source, resume=resume)
     new = not directory.exists()
     check_directory(directory, resume=resume, restart=restart)
-    run = Run(loaded, directory, world=workers, data_world=workers)
+    run = Run(loaded, directory, world=workers, trains=True, data_world=workers)
     run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
     checks.check_paths(run)
     if resume:

@@ -65,6 +65,7 @@ class Run:
         recipe: the typed, frozen recipe.
         dir: the run directory.
         rank, world, local_rank: of this worker among all.
+        trains: whether `world` is the number of workers that train, or will; a recipe is also looked at without them.
         data_rank, data_world: of this worker among those that read different rows; a plugin that has several workers
             share the same rows sets them in `configure`.
         progress: optimizer steps, epochs, samples and tokens so far.
@@ -83,6 +84,7 @@ class Run:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    trains: bool = False
     data_rank: int = 0
     data_world: int = 1
     progress: Progress = field(default_factory=Progress)
@@ -136,7 +138,7 @@ class Run:
     def on(cls, loaded: Loaded, directory: Path, topology: Topology) -> Run:
         """The run of this worker."""
         return cls(
-            loaded, directory, rank=topology.rank, world=topology.world, local_rank=topology.local_rank,
+            loaded, directory, rank=topology.rank, world=topology.world, local_rank=topology.local_rank, trains=True,
             data_rank=topology.rank, data_world=topology.world,
         )  # fmt: skip
 
@@ -148,7 +150,9 @@ class Run:
     @property
     def readers(self) -> str:
         """Who reads rows of their own, in words: "4 workers", or "2 groups of 2 workers"."""
-        return f"{self.data_world} groups of {self.shards} workers" if self.shards > 1 else f"{self.data_world} workers"
+        if self.shards == 1:
+            return f"{self.data_world} workers"
+        return f"{self.data_world} group{'s' * (self.data_world > 1)} of {self.shards} workers"
 
     @property
     def config(self) -> Any:

@@ -69,7 +69,7 @@ def forecast(loaded: Loaded, directory: Path, workers: int, device: Device) -> F
     from ptrain.run import Run
 
     with offline():
-        run = Run(loaded, directory, world=workers, data_world=workers)
+        run = Run(loaded, directory, world=workers, trains=True, data_world=workers)
         unknown: list[str] = []
         prepared = prepared_rows(run, unknown)
         made = _Planned(run, prepared, device, unknown)

@@ -1,0 +1,59 @@
+"""Whether a model's attention can be cut up over workers; told before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptrain import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def known_heads(model: Any) -> int | None:
+    """The query heads of the recipe's model, where its configuration is in the recipe or in a folder.
+
+    Args:
+        model: the section `model` of the recipe.
+    """
+    keys: Mapping[str, Any] = getattr(model, "config", None) or {}
+    if not keys:
+        try:
+            keys = json.loads(Path(model.name_or_path or "", "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+    keys = {**keys, **keys.get("text_config", {}), **getattr(model, "hf_config_kwargs", {})}
+    heads = keys.get("num_attention_heads")
+    return heads if isinstance(heads, int) else None
+
+
+def divisors(number: int) -> str:
+    """What divides `number`, in words."""
+    return "one of " + ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
+def heads_fault(heads: int, size: int) -> str | None:
+    """What is wrong with `size` workers for so many query heads."""
+    return f"the model has {heads} heads, which {size} workers (`size`) can't share equally" if heads % size else None
+
+
+def check_attention(config: PretrainedConfig, size: int) -> None:
+    """Raise ModelError where the attention of a model can't be cut up over `size` workers."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from ptrain.attention import by_documents
+
+    text = config.get_text_config()
+    if fault := heads_fault(text.num_attention_heads, size):
+        raise ModelError(fault, expected=f"`size` to be {divisors(text.num_attention_heads)}")
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
+    if not by_documents(text) or (known and not model._supports_attention_backend):
+        raise ModelError(
+            f"models of the type {config.model_type} compute attention in a way that can't be cut up over workers",
+            expected="attention of every token to the ones before it, by an implementation that can be exchanged",
+            fix="train it without `sequence-parallel`, or with `size: 1`",
+        )
