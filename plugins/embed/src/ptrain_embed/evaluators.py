@@ -116,7 +116,7 @@ def embed_together(run: Run, texts: list[str], kind: Literal["query", "document"
     """The embeddings of texts [n, d] on every worker, each of which has embedded a part of them."""
     import torch
 
-    mine, embedded = embed_own(run, texts, kind)
+    _, embedded = embed_own(run, texts, kind)
     if len(embedded) == len(texts):
         return embedded
     share = -(-len(texts) // run.data_world)

@@ -27,8 +27,8 @@ def retrieval(
 ) -> dict[str, float]:
     """The measures of one query by name, such as `ndcg@10`.
 
-    A document is relevant where its grade is above 0; what has no grade is not. The gain of nDCG is the grade itself, its
-    discount log2(rank + 1), and the ideal ranking is that of all graded documents. MAP divides by all relevant
+    A document is relevant where its grade is above 0; what has no grade is not. The gain of nDCG is the grade itself,
+    its discount log2(rank + 1), and the ideal ranking is that of all graded documents. MAP divides by all relevant
     documents.
 
     Args:

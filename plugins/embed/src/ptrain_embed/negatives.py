@@ -1,4 +1,4 @@
-"""Which of the documents found for a query are hard negatives of it: near to it, and not so near that they may be right.
+"""Which documents found for a query are hard negatives of it: near to it, but not so near that they may be right.
 
 A document that nobody has labelled may well answer the query. The nearer it is beside a known positive, the likelier
 that is, so what is nearer than a share of the lowest positive's score is thrown out (Moreira et al. 2024, NV-Retriever;
@@ -46,7 +46,7 @@ class Mining(ptrain.Config):
     top_k: Positive = 1000
     """How many of the nearest documents of a query are looked at."""
     positives: Positive | None = 3
-    """The most positives of a query that are kept: the nearest of those found. Without a number, all that were found."""
+    """The most positives of a query that are kept: the nearest of those found; `null` keeps all of them."""
     negatives: Positive = 10
     """How many negatives a query gets."""
     threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.95
@@ -72,7 +72,9 @@ class Mining(ptrain.Config):
             if limits is not None and limits[0] >= limits[1]:
                 raise ValueError(f"`{name}` is empty: it goes from {limits[0]} to {limits[1]}")
         if self.ranks is not None and self.ranks[0] >= self.top_k:
-            raise ValueError(f"`ranks` begins at {self.ranks[0]}, and only `top_k: {self.top_k}` documents are looked at")
+            raise ValueError(
+                f"`ranks` begins at {self.ranks[0]}, and only `top_k: {self.top_k}` documents are looked at"
+            )
         return self
 
 
@@ -109,7 +111,7 @@ class Report:
         queries: how many were asked.
         dropped: queries that were left out, by reason.
         found: documents found for all queries.
-        thrown: documents that were found and not taken, by the first reason that held.
+        thrown: documents that were found and are no negatives, by the first reason that held.
         positives, negatives: how many were taken.
     """
 
@@ -133,8 +135,8 @@ class Report:
         kept = self.queries - self.dropped.total()
         told = [f"{kept:,} of {self.queries:,} queries with {self.positives:,} positives, {self.negatives:,} negatives"]
         told += [f"  left out: {number:,} queries: {reason}" for reason, number in self.dropped.most_common()]
-        told.append(f"  of {self.found:,} documents found for them were not taken:")
-        return told + [f"  {number:12,} {reason}" for reason, number in self.thrown.most_common()]
+        told.append(f"  of {self.found:,} documents found for them, these are no negatives:")
+        return told + [f"  {number:12,} {reason}" for reason, number in self.thrown.most_common() if number]
 
 
 def choose(
