@@ -21,6 +21,7 @@ from ptrain.data.key import key
 from ptrain.errors import DataError
 from ptrain.recipe.load import load_recipe
 from ptrain.run import Run
+from ptrain_sft.plugin import SFT
 
 Recipe = dict[str, Any]
 
@@ -114,6 +115,17 @@ def test_what_changes_the_result_changes_the_key(recipe: Recipe, tmp_path: Path)
     raw.write_text(json.dumps(content))
     keys["a merge of the tokenizer"] = key(run_of(recipe))
     assert len(set(keys.values())) == len(keys) == 19
+
+
+def test_what_a_trainer_says_that_its_rows_depend_on_changes_the_key(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing does where it says nothing."""
+    keys = {key(run_of(recipe))}
+    for said in ("query: ", "search: "):
+        monkeypatch.setattr(SFT, "fingerprint", lambda self, run, said=said: [said])
+        keys.add(key(run_of(recipe)))
+    assert len(keys) == 3
 
 
 def test_a_version_of_code_that_processes_changes_the_key(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

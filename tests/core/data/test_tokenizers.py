@@ -49,6 +49,14 @@ def test_trained_on_the_rows() -> None:
     assert tokenizer.chat_template == template_text("chatml")
 
 
+def test_trained_on_texts_of_any_name() -> None:
+    """Columns of texts and of lists of texts; where a row came from is none of them."""
+    rows = [{"query": "ab ab", "positives": ["cd cd", "ef"], "score": 1, "origin": "zz:1"}]
+    assert sorted(texts(Dataset.from_list(rows))) == ["ab ab", "cd cd", "ef"]
+    with pytest.raises(ModelError, match=r"with the columns \['score'\]"):
+        list(texts(Dataset.from_list([{"score": 1}])))
+
+
 def test_splits() -> None:
     """Single digits, single characters."""
     digits = trained(vocab_size=400, split_digits=True)

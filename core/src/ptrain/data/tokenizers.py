@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from ptrain.data.arrow import BLOCK
-from ptrain.data.rows import CONVERSATIONS, Message, conversations, message_type
+from ptrain.data.rows import CONVERSATIONS, ORIGIN, Message, conversations, message_type
 from ptrain.errors import ModelError, Position
 from ptrain.hub import explained
 from ptrain.parts import Tokenizer
@@ -175,16 +175,16 @@ class TrainedTokenizer(Tokenizer):
 
 
 def texts(rows: Dataset) -> Iterator[str]:
-    """The text of rows: their `text`, or what their messages say, a block of rows at a time.
+    """The text of rows: their `text`, or what their messages say, or else every text, a block of rows at a time.
 
     Raises:
-        ModelError: they hold neither.
+        ModelError: they hold none.
     """
-    found = [name for name in (*CONVERSATIONS, "text") if name in rows.column_names]
+    found = [name for name in (*CONVERSATIONS, "text") if name in rows.column_names] or _of_texts(rows)
     if not found:
         raise ModelError(
             f"a tokenizer can't be trained on rows with the columns {rows.column_names}",
-            expected="a column `messages` or `text`",
+            expected="a column `messages` or `text`, or others that hold text",
         )
     for block in rows.select_columns(found).with_format("arrow").iter(batch_size=BLOCK):
         for name in found:
@@ -192,7 +192,18 @@ def texts(rows: Dataset) -> Iterator[str]:
             if column.type == message_type():
                 yield from (said for messages in conversations(column) for said in _said(messages or []))
             else:
-                yield from (text for text in column.to_pylist() if isinstance(text, str))
+                yield from (text for value in column.to_pylist() for text in _listed(value) if isinstance(text, str))
+
+
+def _of_texts(rows: Dataset) -> list[str]:
+    """The columns that hold texts or lists of them, but for where a row came from."""
+    schema = rows.features.arrow_schema
+    kinds = {one.name: getattr(one.type, "value_type", one.type) for one in schema if one.name != ORIGIN}
+    return [name for name, kind in kinds.items() if str(kind) in ("string", "large_string")]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _said(messages: list[Message]) -> Iterator[str]:
