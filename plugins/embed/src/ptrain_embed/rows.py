@@ -35,8 +35,6 @@ EXPECTED = (
     "a query (`query`, `anchor`, `question` or `sentence1`) and its documents (`positive`, `document`, `answer`, "
     "`response`, `sentence2` or a list in `positives`; `negative` or a list in `negatives`)"
 )
-READY = ("documents", "relations")
-"""The columns of rows that say of each document what it is."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def read_row(row: Mapping[str, Any], name: str, columns: Mapping[str, str] | Non
     if query is None:
         raise DataError(f"{name}: there is no query (the row has {_listed(given)})", expected=EXPECTED)
     text = _text(given[query], query, name)
-    if all(column in given for column in READY):
+    if "documents" in given and ("relations" in given or given.get("scores")):
         return _ready(given, text, name)
     positive = _one(given, "positive", columns, name)
     score = _one(given, "score", columns, name)
@@ -173,12 +171,14 @@ def content_key(content: bytes) -> int:
 
 
 def _ready(given: Mapping[str, Any], query: str, name: str) -> Row:
+    """A row that says of each of its `documents` what it is, or what a teacher makes of it."""
     documents = _texts(given["documents"], "documents", name)
-    relations = given["relations"]
+    relations = given.get("relations", [UNLABELLED] * len(documents))
     if not isinstance(relations, list) or any(one not in (POSITIVE, UNLABELLED, NEGATIVE) for one in relations):
         raise DataError(f"{name}: `relations` is {_shown(relations)}", expected="a list of 1, 0 and -1")
     if not documents or len(relations) != len(documents):
-        raise DataError(f"{name}: there are {len(documents)} `documents`, and {len(relations)} `relations`")
+        found = f"there are {len(documents)} `documents`, and {len(relations)} `relations`"
+        raise DataError(f"{name}: {found}", expected="documents, and 1, 0 or -1 for each")
     scores = _scores(given["scores"], len(documents), "scores", name) if "scores" in given else []
     return Row(query, documents, [int(one) for one in relations], scores)
 
