@@ -1,4 +1,4 @@
-"""Weights read and written whole, wherever ZeRO keeps them."""
+"""Weights read, written and gathered whole, wherever ZeRO keeps them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ def assign(parameter: Any, value: torch.Tensor) -> None:
     own[: part.numel()].copy_(part)
     if parameter.numel() == parameter.ds_numel:  # it is gathered at this moment
         parameter.copy_(value)
+
+
+def gather_together(module: torch.nn.Module) -> None:
+    """Have ZeRO-3 gather all weights below `module` whenever it is called, and not those of what it calls.
+
+    Workers may then call what is in it unequally often. To be told before there is an engine.
+    """
+    from ptrain.engine import gather_whole
+
+    gather_whole(module)
 
 
 def unreadable() -> CheckpointError:
