@@ -12,10 +12,12 @@ from typing import Any
 import embed_dense as dense
 import pytest
 import torch
-from harness import differences, left, losses, metrics, run_workers
+from embed_worker import replay
+from harness import losses, run_workers
 
 from ptrain.testing.recipes import merged
 from ptrain.testing.rows import WORDS, write_rows
+from ptrain.testing.workers import run_workers as run_in_workers
 
 GLOBAL = 8
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -127,7 +129,7 @@ def check(settings: list[str], cases: list[Any], workers: int, embed: Any, prepa
         bare_model: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
         steps = steps_of(spec, workers)
         assert len(steps) == 6
-        assert max(map(len, steps)) == GLOBAL
+        assert max(map(len, steps)) == 7
         expected = bare(bare_model, rows_of(spec), steps, dense_keys(SETTINGS[name]))
         torch.testing.assert_close(
             losses(spec), expected, atol=1e-5, rtol=1e-5, msg=lambda m, w=(name, case): f"{w}: {m}"
@@ -146,3 +148,24 @@ def test_equals_whole_batches(embed: Any, prepared: Any, tiny_model: Path) -> No
     """A batch in one piece, and in four."""
     check(["infonce", "kl"], [(8, 0), (2, 0)], 1, embed, prepared, tiny_model)
     check(["symmetric matryoshka"], [(2, 1), (1, 3)], 2, embed, prepared, tiny_model)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_loss_and_cut_equals_whole_batches(embed: Any, prepared: Any, tiny_model: Path, workers: int) -> None:
+    """Every loss, cut and ZeRO stage."""
+    cuts = [(GLOBAL // workers, 0), *itertools.product((2, 1), (0, 1, 2, 3))]
+    check(list(SETTINGS), cuts, workers, embed, prepared, tiny_model)
+
+
+def test_dropout_is_the_same_in_both_passes(embed: Any, prepared: Any) -> None:
+    """The gradient of a step in four pieces is that of the whole batch with the dropout that was drawn."""
+    spec = prepared(
+        embed(
+            micro_batch_size=2, gradient_accumulation_steps=4, temperature=0.1, gradient_clipping=0,
+            model={"hf_config_kwargs": {"attention_dropout": 0.5}},
+        )
+    )  # fmt: skip
+    run_in_workers(replay, spec, log=spec.parent / "worker.log")
+    found = json.loads((spec.parent / "replay.json").read_text())
+    assert found["step"] == pytest.approx(found["whole"], rel=1e-5)

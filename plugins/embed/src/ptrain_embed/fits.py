@@ -34,25 +34,13 @@ def check_sizes(run: Run, config: Any, sizes: Mapping[int, float]) -> None:
         )
 
 
-def check_rows(run: Run, dataset: Dataset, loss: str) -> None:
-    """Raise an error where the loss could learn nothing from any row.
-
-    Raises:
-        DataError: no row has what the loss compares.
-        RecipeError: a step has but one query, which has no negatives of its own.
-    """
+def check_rows(dataset: Dataset, loss: str) -> None:
+    """Raise DataError where no training row has what the loss learns."""
     if loss == "infonce":
         if not _any(dataset, "relations", lambda relation: relation == 1):
             raise DataError(
                 "no row of the training data has a positive, which `loss: infonce` learns",
                 fix="for pairs of sentences with a score, set `loss: cosent`",
-            )
-        rows = run.recipe.micro_batch_size * run.accumulation * run.data_world
-        if rows < 2 and not _any(dataset, "relations", lambda relation: relation != 1):
-            raise RecipeError(
-                "an optimizer step has one query, and no row has a negative, so there is nothing to tell apart",
-                where=run.loaded.positions.get(("micro_batch_size",)),
-                fix="raise `micro_batch_size`, or `gradient_accumulation_steps` where memory is short",
             )
     elif not _any(dataset, "scores", lambda score: score == score):
         raise DataError(

@@ -84,16 +84,16 @@ class InfoNCE:
         own = labels.of_rows(rows)
         positive = (labels.relations[own] == POSITIVE).nonzero()[:, 0] + own.start
         at = labels.owners[positive] - rows.start
-        scores = queries[rows.start : rows.stop] @ documents.T / self.temperature
+        scores = (queries[rows.start : rows.stop] / self.temperature) @ documents.T
         others = kept(scores, negatives.of_queries(rows))
         wanted = scores[at, positive]
         losses = softplus(others.logsumexp(1)[at] - wanted)
-        ahead = (wanted > others.amax(1)[at]).float()
+        ahead = (wanted.detach() > others.detach().amax(1)[at]).float()
         if self.symmetric:
-            back = documents[positive] @ queries.T / self.temperature
+            back = (documents[positive] / self.temperature) @ queries.T
             others = kept(back, negatives.of_documents(positive))
             losses = (losses + softplus(others.logsumexp(1) - wanted)) / 2
-        return Found(_sums(losses, at, len(rows)), {"accuracy": _sums(ahead.detach(), at, len(rows))})
+        return Found(_sums(losses, at, len(rows)), {"accuracy": _sums(ahead, at, len(rows))})
 
 
 @dataclass(frozen=True)

@@ -119,14 +119,15 @@ class Embed(ptrain.Trainer):
         check_sizes(run, config, self.config.matryoshka or {})
         return config
 
-    @ptrain.hookimpl(wrapper=True)
+    @ptrain.hookimpl
     def create_dataloader(self, run: Run, split: str, dataset: Dataset) -> Any:
-        """What is below, of training rows from which the loss can learn something."""
+        """Batches made for contrast, of rows from which the loss can learn something."""
         from ptrain_embed.fits import check_rows
+        from ptrain_embed.loaders import create_loader
 
         if split == "train":
-            check_rows(run, dataset, self.config.loss)
-        return (yield)
+            check_rows(dataset, self.config.loss)
+        return create_loader(run, split, dataset)
 
     @ptrain.hookimpl(wrapper=True)
     def evaluate(self, run: Run) -> Any:
