@@ -155,7 +155,7 @@ def _memory(made: Forecast) -> Iterator[str]:
     yield (
         f"{_number(parameters.total)} parameters, {trained}; {memory.dtype}, ZeRO {memory.stage}, activations "
         f"{'computed again' if memory.recompute else 'kept'}; "
-        f"micro-batches up to {memory.samples} x {memory.length:,} tokens"
+        f"micro-batches up to {memory.samples} x {memory.length:,} tokens{_shared(memory)}"
     )
     parts = [(name, value, SAYS.get(name, "")) for name in PARTS if (value := getattr(memory, name))]
     share = memory.share(made.device, made.workers)
@@ -166,6 +166,14 @@ def _memory(made: Forecast) -> Iterator[str]:
         parts.append(("offloaded", memory.host, "in the memory of the machine"))
     rows = [(name, _size(value, memory.peak), says) for name, value, says in parts]
     yield from aligned(rows, numbers={1}).splitlines()
+    if made.longest is not None:
+        each = f", {memory.samples} at a time" if memory.samples > 1 else ""
+        yield f"the longest rows that fit: {made.longest:,} tokens{each}" if made.longest else "no row fits"
+
+
+def _shared(memory: Memory) -> str:
+    """What a worker has of rows that it shares."""
+    return f", {memory.columns:,} of each row on this worker" if memory.columns < memory.length else ""
 
 
 def _others(made: Forecast) -> Iterator[str]:

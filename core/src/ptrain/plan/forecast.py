@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ptrain.run import Run
 
 
+USUAL = 8192
+"""Tokens of a row, from which the longest is looked for."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a run will need.
@@ -35,6 +39,8 @@ class Forecast:
         parameters: likewise, as are those below.
         memory: of one worker, as the recipe is.
         others: the same, with one thing chosen differently, by what that is.
+        longest: tokens of the longest rows that fit as the recipe is, `micro_batch_size` of them at a time; 0 where none
+            do.
         saved: what is written to the disk.
         warnings: what the recipe needs and this machine lacks.
         unknown: what can't be known, one line each.
@@ -50,6 +56,7 @@ class Forecast:
     parameters: Parameters | None
     memory: Memory | None
     others: list[Choice]
+    longest: int | None
     saved: list[Saved]
     warnings: list[str]
     unknown: list[str]
@@ -78,7 +85,7 @@ def forecast(loaded: Loaded, directory: Path, workers: int, device: Device) -> F
     return Forecast(
         loaded.recipe.type, workers, device, splits(prepared) if prepared else {},
         padding(run, prepared.train) if prepared else None, made.batch, made.steps, made.parameters, made.memory,
-        made.others, saved(run, made.steps, made.memories), warnings, [*unknown, *_never_known(run, device)],
+        made.others, made.longest, saved(run, made.steps, made.memories), warnings, [*unknown, *_never_known(run, device)],
     )  # fmt: skip
 
 
@@ -93,6 +100,7 @@ class _Planned:
         self.parameters: Parameters | None = None
         self.memory: Memory | None = None
         self.others: list[Choice] = []
+        self.longest: int | None = None
         self.memories: Memories | None = None
 
     def plan(self) -> None:
@@ -128,6 +136,7 @@ class _Planned:
         self.memories = Memories(run, self.device, self.parameters, self.unknown)
         self.memory = self.memories.of(self.batch)
         self.others = self.memories.others(self.batch, largest_batch(run, self.rows, 1))
+        self.longest = self.memories.longest(run.recipe.micro_batch_size, USUAL)
         return optimizer
 
 

@@ -90,7 +90,7 @@ class Memories:
         from ptrain.plan.model import make_optimizer
 
         block = deepspeed_config(run.recipe, run.world)
-        self._run, self._parameters, self._unknown = run, parameters, unknown
+        self._run, self._device, self._parameters, self._unknown = run, device, parameters, unknown
         self._how = sharding(block, run.recipe.model.dtype, run.world, several=run.accumulation > 1)
         if device.kind == "cpu":
             # What is not written to takes no memory there.
@@ -147,6 +147,17 @@ class Memories:
                     Choice("ZeRO 3, computed again, micro_batch_size 1", self.of(one, stage=3, recompute=True))
                 )
         return found
+
+    def longest(self, samples: int, start: int) -> int | None:
+        """Tokens of the longest rows of which `samples` at a time fit; None where it can't be found out."""
+        from ptrain.plan.longest import longest
+        from ptrain.plan.rows import Batch
+
+        def share(length: int) -> float:
+            return self.of(Batch(samples, length, samples * length)).share(self._device, self._run.world)
+
+        step = self._run.recipe.data.div_length * self._run.shards
+        return None if self._body(samples, step, self._recompute) is None else longest(share, step, start, ROOM)
 
     def resumable_bytes(self) -> int:
         """A checkpoint to resume from: weights in fp32 and the optimizer's state, of what is trained."""
