@@ -59,7 +59,7 @@ class BEIR(ptrain.Source):
 
         texts = pa.list_(pa.string())
         schema = pa.schema({"query": pa.string(), "positives": texts, "negatives": texts, "origin": pa.string()})
-        batches = (pa.RecordBatch.from_pylist(block, schema) for block in blocks(self._rows(split)))
+        batches = (pa.RecordBatch.from_pylist(block, schema) for block in blocks(self._rows(run, split)))
         return open_arrow(write_batches(batches, schema, workspace().path("beir.arrow")))
 
     def fingerprint(self) -> Any:
@@ -73,23 +73,24 @@ class BEIR(ptrain.Source):
             if path.is_file() and path.relative_to(folder).parts[0].partition(".")[0] in kept
         )  # fmt: skip
 
-    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
-        folder = folder_of(self.config.path)
+    def _rows(self, run: Run, split: str) -> Iterator[dict[str, Any]]:
+        folder, least = folder_of(self.config.path), self.config.min_grade
         grades = read_qrels(folder, split)
         queries = read_queries(folder)
         wanted = {document for judged in grades.values() for document in judged}
         documents = dict(read_corpus(folder, titles=self.config.titles, wanted=wanted))
         refuse_unknown(folder, grades, queries, documents)
-        for query, judged in grades.items():
-            positive = [one for one, grade in judged.items() if grade >= self.config.min_grade]
-            negative = [one for one, grade in judged.items() if grade < self.config.min_grade]
-            if positive:
-                yield {
-                    "query": queries[query],
-                    "positives": [documents[one] for one in positive],
-                    "negatives": [documents[one] for one in negative],
-                    "origin": f"{folder}: query {query}",
-                }
+        answered = {query: judged for query, judged in grades.items() if max(judged.values()) >= least}
+        if len(answered) < len(grades):
+            left = len(grades) - len(answered)
+            run.warn(f"{left} of {len(grades)} judged queries in `{folder}` have no positive, and are left out")
+        for query, judged in answered.items():
+            yield {
+                "query": queries[query],
+                "positives": [documents[one] for one, grade in judged.items() if grade >= least],
+                "negatives": [documents[one] for one, grade in judged.items() if grade < least],
+                "origin": f"{folder}: query {query}",
+            }
 
 
 def folder_of(path: str) -> Path:
