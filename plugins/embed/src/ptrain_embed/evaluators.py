@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -130,17 +130,9 @@ def embed_together(run: Run, texts: list[str], kind: Literal["query", "document"
 
 
 def embed_own(run: Run, texts: list[str], kind: Literal["query", "document"] | None) -> tuple[slice, torch.Tensor]:
-    """Which texts are this worker's, and their embeddings [n, d] on the CPU.
-
-    Under ZeRO-3 a forward pass needs all workers: there each embeds all texts, so that they make equally many passes.
-    """
-    import torch
-
+    """Which texts are this worker's, and their embeddings [n, d] on the CPU; every worker has to ask."""
     from ptrain_embed.encoder import Encoder
 
     share = -(-len(texts) // run.data_world)
     mine = slice(run.data_rank * share, min((run.data_rank + 1) * share, len(texts)))
-    encoder: Any = Encoder.of(run)
-    if run.engine.stage == 3:
-        return mine, encoder.encode(texts, kind)[mine]
-    return mine, encoder.encode(texts[mine], kind) if texts[mine] else torch.zeros(0, encoder.dimension)
+    return mine, Encoder.of(run).encode(texts[mine], kind)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from ptrain_embed.collection import Collection
+    from ptrain_embed.encoder import Encoder
 
 CUTS = (1, 10, 100)
 SHOWN = {"ndcg": (10,), "mrr": (10,), "map": (100,), "recall": (1, 10, 100)}
@@ -72,6 +73,39 @@ def similarity(
         for name, measure in (("spearman", metrics.spearman), ("pearson", metrics.pearson)):
             found[f"{name}{_at(size, full)}"] = measure(cosines, grades)
     return found
+
+
+def measure_collection(
+    encoder: Encoder, path: str, split: str, titles: bool, sizes: Sequence[int] | None
+) -> dict[str, float]:
+    """The mean of each measure over the queries of a folder.
+
+    Raises:
+        DataError: of the data; or a dimension is larger than the model's.
+    """
+    from ptrain.data.progress import progress
+    from ptrain_embed.collection import read_collection
+
+    collection = read_collection(path, split, titles=titles)
+    dimensions(sizes, encoder.dimension)
+    with progress("embedding", len(collection.documents) + len(collection.queries)) as advance:
+        documents = encoder.encode(list(collection.documents.values()), "document", progress=advance)
+        queries = encoder.encode(list(collection.queries.values()), "query", progress=advance)
+    asked = dict(zip(collection.queries, queries, strict=True))
+    sums, count = retrieval(asked, documents, collection, sizes)
+    return {name: value / count for name, value in sums.items()}
+
+
+def measure_pairs(encoder: Encoder, path: str, sizes: Sequence[int] | None) -> dict[str, float]:
+    """The correlations of cosines with the grades of the pairs in a file.
+
+    Raises:
+        DataError: of the data; or a dimension is larger than the model's.
+    """
+    first, second, grades = read_pairs(path)
+    dimensions(sizes, encoder.dimension)
+    embedded = encoder.encode([*first, *second])
+    return similarity(embedded[: len(first)], embedded[len(first) :], grades, sizes)
 
 
 def read_pairs(path: str) -> tuple[list[str], list[str], list[float]]:
