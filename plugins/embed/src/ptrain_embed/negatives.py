@@ -73,7 +73,7 @@ class Mining(ptrain.Config):
                 raise ValueError(f"`{name}` is empty: it goes from {limits[0]} to {limits[1]}")
         if self.ranks is not None and self.ranks[0] >= self.top_k:
             raise ValueError(
-                f"`ranks` begins at {self.ranks[0]}, and only `top_k: {self.top_k}` documents are looked at"
+                f"`ranks` begins at {self.ranks[0]}, and only {self.top_k} documents are looked at (`top_k`)"
             )
         return self
 
