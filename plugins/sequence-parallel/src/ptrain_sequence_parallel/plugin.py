@@ -94,9 +94,8 @@ class SequenceParallel(ptrain.Feature):
         """The model, with heads exchanged round its attention."""
         import torch
 
-        # Without workers it is a plan, whose model has no weights and computes nothing.
-        shared = self.config.size > 1 and torch.distributed.is_initialized()
-        if shared:
+        shared = self.config.size > 1
+        if shared and torch.distributed.is_initialized():  # in a plan there are no workers
             from ptrain_sequence_parallel.groups import check_machines
 
             if not self.config.across_nodes:
