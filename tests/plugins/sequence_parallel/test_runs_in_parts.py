@@ -1,0 +1,163 @@
+"""Whole runs whose sequences are cut up over workers are the runs without: losses, gradients, evaluation, resume."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import metrics, run_workers
+from safetensors.torch import load_file
+from swiftkv_made import make_teacher
+
+from ptrain.testing.recipes import Material, merged
+from ptrain.testing.rows import WORDS, write_rows
+from ptrain.testing.runs import prepare
+
+WORKERS = 4
+STAGES, SIZES = (0, 1, 2, 3), (1, 2, 4)
+Case = tuple[str, int, int]
+"""A kind of run, the stage of ZeRO, and how many workers share a sequence."""
+CHEAP: list[Case] = [("packed", 0, 2), ("packed", 3, 4), ("masked", 3, 4), ("dpo", 3, 2), ("swiftkv", 3, 4)]
+KINDS = ("packed", "masked", "causal", "dpo", "swiftkv")
+
+
+def questions() -> Iterator[dict[str, Any]]:
+    """Conversations whose answers are so short that whole parts of a row hold no label."""
+    rng = random.Random(5)
+    for _ in range(17):
+        asked, answered = (" ".join(rng.choices(WORDS, k=k)) for k in (rng.randint(30, 60), rng.randint(1, 2)))
+        yield {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+
+
+def recipe_of(material: Material, kind: str, **changes: Any) -> dict[str, Any]:
+    """Three steps of four rows each, with evaluations."""
+    folder = material.folder
+    if kind == "masked":
+        rows = write_rows(folder / "questions.jsonl", questions())
+        own: dict[str, Any] = {"data": {"sources": [{"type": "jsonl", "path": str(rows)}]}}
+    elif kind == "swiftkv":
+        teacher = folder / "teacher"
+        if not teacher.exists():
+            make_teacher(material.model, teacher)
+        own = {"model": {"name_or_path": str(teacher), "num_key_value_layers": 2, "key_value_group_size": 2}}
+    else:
+        packed = {"data": {"pack_samples": True, "max_length": 97, "overlength": "drop"}}
+        own = {"packed": packed, "dpo": {"reference": "online"}, "causal": {}}[kind]
+    base = {
+        "data": {"train_eval_split": [0.8, 0.2]}, "micro_batch_size": 1, "train_iters": 3, "eval_at_start": True,
+        "checkpoint": [{"type": "deepspeed", "save_end_of_training": True}],
+    }  # fmt: skip
+    trainer = {"packed": "sft", "masked": "sft"}.get(kind, kind)
+    return material.recipe(trainer, **merged(merged(base, own), changes))
+
+
+def shared(size: int, stage: int = 0, **more: Any) -> dict[str, Any]:
+    """What a recipe has besides, so that four workers take four rows a step, and `size` of them share each."""
+    return {
+        "gradient_accumulation_steps": size, "deepspeed": {"zero_optimization": {"stage": stage}},
+        "plugins": {"sequence-parallel": {"size": size}}, **more,
+    }  # fmt: skip
+
+
+def state(spec: Path) -> dict[str, torch.Tensor]:
+    """Weights and moments at the end: the first moment is a sum of gradients."""
+    (folder,) = {path.parent for path in spec.parent.glob("**/step-00000003/*.safetensors")}
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def evaluations(spec: Path) -> list[dict[str, Any]]:
+    """Metrics of each evaluation."""
+    lines = map(json.loads, (spec.parent / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "loss" not in line]
+
+
+def compare(found: Path, expected: Path, where: str) -> None:
+    """Fail where two runs did not do the same: losses to 1e-5, gradients to 1e-4 of the largest one."""
+    names = ("loss", "tokens", "grad_norm", "lr", "epoch")
+    for one, other in itertools.zip_longest(metrics(found), metrics(expected)):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5, rel=0), where
+        assert [one[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-4), where
+    for one, other in itertools.zip_longest(evaluations(found), evaluations(expected)):
+        assert one == pytest.approx(other, abs=2e-4, rel=1e-4), where
+    theirs = state(expected)
+    own = state(found)
+    assert own.keys() == theirs.keys() and any("exp_avg" in name for name in own)
+    for name, value in own.items():
+        scale = theirs[name].float().abs().max().item()
+        torch.testing.assert_close(
+            value, theirs[name], atol=1e-4 * scale, rtol=0, msg=lambda m, n=name: f"{where}, {n}: {m}"
+        )
+
+
+def check(material: Material, folder: Path, cases: list[Case]) -> None:
+    """Make the runs of `cases`, and for each kind one without the feature, in the same four workers; compare them."""
+    kinds = list(dict.fromkeys(kind for kind, _, _ in cases))
+    plain = {kind: prepare(recipe_of(material, kind), folder / kind, workers=WORKERS) for kind in kinds}
+    specs = {
+        case: prepare(
+            recipe_of(material, case[0], **shared(case[2], case[1])),
+            folder / "-".join(map(str, case)),
+            workers=WORKERS,
+        )
+        for case in cases
+    }
+    run_workers([*plain.values(), *specs.values()], WORKERS)
+    for (kind, stage, size), spec in specs.items():
+        compare(spec, plain[kind], f"{kind}, ZeRO {stage}, {size} workers share a sequence")
+
+
+def test_runs_are_those_without(ptrain_material: Material, tmp_path: Path) -> None:
+    """Packed rows, parts without a label, pairs with a second model beside, a student: some sizes and stages."""
+    check(ptrain_material, tmp_path, CHEAP)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_are_those_without_in_every_way(kind: str, ptrain_material: Material, tmp_path: Path) -> None:
+    """Every trainer, size and stage of ZeRO."""
+    check(ptrain_material, tmp_path, list(itertools.product([kind], STAGES, SIZES)))
+
+
+def test_some_part_holds_no_label(ptrain_material: Material, tmp_path: Path) -> None:
+    """What `masked` is there for."""
+    from ptrain.data.cache import open_prepared
+    from ptrain.data.collate import collate
+    from ptrain_sequence_parallel.groups import Group
+    from ptrain_sequence_parallel.shards import cut
+
+    spec = prepare(recipe_of(ptrain_material, "masked"), tmp_path / "run", workers=WORKERS)
+    row = open_prepared(Path(json.loads(spec.read_text())["prepared"])).train.with_format("numpy")[0]
+    labels = [int((cut(collate([row], pad_id=0), Group(4, r), 0)["shift_labels"] != -100).sum()) for r in range(4)]
+    assert labels[:3] == [0, 0, 0] and labels[3] > 0
+
+
+def test_resume_on_another_size(ptrain_material: Material, tmp_path: Path) -> None:
+    """A run that is cut off goes on with another size, or without the feature, as if nothing had been."""
+    whole = prepare(recipe_of(ptrain_material, "packed"), tmp_path / "whole", workers=WORKERS)
+    ways: dict[str, dict[str, Any]] = {
+        "on four instead of two": shared(4, 2), "on two": shared(2, 3), "without": {"deepspeed": {}},
+    }  # fmt: skip
+    begun = [
+        prepare(
+            recipe_of(ptrain_material, "packed", **shared(2, 2, exit_iteration=1)), tmp_path / name, workers=WORKERS
+        )
+        for name in ways
+    ]
+    run_workers([whole, *begun], WORKERS)
+    going_on = []
+    for name, way in ways.items():
+        recipe = recipe_of(ptrain_material, "packed", **{**way, "deepspeed": {"zero_optimization": {"stage": 2}}})
+        recipe["gradient_accumulation_steps"] = 2  # as the run began; it is the global batch that is kept
+        going_on.append(prepare(recipe, tmp_path / name, workers=WORKERS, resume=True))
+    run_workers(going_on, WORKERS)
+    for name, spec in zip(ways, going_on, strict=True):
+        found, expected = metrics(spec), metrics(whole)
+        assert [line["step"] for line in found] == [1, 2, 3], name
+        assert [line["tokens"] for line in found] == [line["tokens"] for line in expected], name
+        assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5, rel=0)
