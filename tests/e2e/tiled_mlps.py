@@ -37,11 +37,11 @@ CASES = {
 }  # fmt: skip
 
 
-def made(adapter: bool, dtype: torch.dtype = torch.float32) -> Any:
-    """A Llama of two layers, in which dropout is off."""
+def made(adapter: bool, dtype: torch.dtype = torch.float32, layers: int = 2) -> Any:
+    """A small Llama; with an adapter, that alone is trained."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=64, attn_implementation="sdpa",
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(dtype)

@@ -133,6 +133,18 @@ def test_nothing_is_as_large_as_the_whole() -> None:
     assert tiles < 3.5 * x.nbytes < whole / 2
 
 
+@pytest.mark.parametrize(("checkpoint", "times"), [("kept", 2), ("non-reentrant", 2), ("reentrant", 3)])
+def test_how_often_tiles_are_computed(checkpoint: str, times: int) -> None:
+    """Once more in the backward pass. A layer that is computed again, too, stops where its MLP would begin, if it can."""
+    model = tiled_mlps.made(False).train()
+    tiled_mlps.keep(model, checkpoint)
+    mlp.tile(model, tiled_mlps.TOKENS, True, lambda line: None)
+    computed: list[int] = []
+    model.model.layers[0].mlp.act_fn.register_forward_hook(lambda m, args, out: computed.append(out.shape[1]))
+    tiled_mlps.loss(model, 0).backward()
+    assert computed == [5, 5, 5, 5, 5, 5, 4] * times
+
+
 def test_an_activation_that_looks_along_the_sequence() -> None:
     """Is no MLP, whatever its structure: it is tried."""
     model = made("llama")
