@@ -60,8 +60,10 @@ class Tiny(Trainer):
 def new_run(recipe: dict[str, Any], rank: int, world: int) -> Run:
     """A run without anything in it."""
     catalog = Catalog.installed().with_classes({Offer("trainer", "tiny", "ptrain-tests", "0", "tests"): Tiny})
-    run = Run(load_recipe(recipe, catalog=catalog), Path("nowhere"), rank=rank, world=world)
-    run.data_rank, run.data_world = rank, world
+    run = Run(
+        load_recipe(recipe, catalog=catalog), Path("nowhere"), rank=rank, world=world, local_rank=rank, data_rank=rank,
+        data_world=world,
+    )  # fmt: skip
     run.tokenizer = UnknownTokenizer(VOCABULARY)  # type: ignore[assignment]
     return run
 

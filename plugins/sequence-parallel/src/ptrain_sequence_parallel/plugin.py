@@ -92,10 +92,8 @@ class SequenceParallel(ptrain.Feature):
     @ptrain.hookimpl(wrapper=True)
     def create_model(self, run: Run) -> Any:
         """The model, with heads exchanged round its attention."""
-        import torch
-
         shared = self.config.size > 1
-        if shared and torch.distributed.is_initialized():  # in a plan there are no workers
+        if shared and run.device.type != "meta":  # in a plan there are no other workers
             from ptrain_sequence_parallel.groups import check_machines
 
             if not self.config.across_nodes:
