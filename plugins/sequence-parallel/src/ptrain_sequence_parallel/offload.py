@@ -120,7 +120,7 @@ class _Away:
     """Hidden states on the host."""
 
     def __init__(self, tensor: torch.Tensor, before: weakref.ref[_Away] | None) -> None:
-        self._like, self._before = torch.empty_like(tensor, device="meta"), before
+        self._shape, self._dtype, self._before = tensor.shape, tensor.dtype, before
         self._device, self._coming = tensor.device, None
         stream = _stream(tensor.device)
         parts = tensor.view(-1).split(BLOCK // tensor.element_size())
@@ -152,7 +152,7 @@ class _Away:
         """The hidden states, on their way to their device or there already."""
         if self._coming is None:
             with _beside(self._device):
-                self._coming = torch.empty_like(self._like, device=self._device)
+                self._coming = torch.empty(self._shape, dtype=self._dtype, device=self._device)
                 for part, block in zip(self._coming.view(-1).split(self._blocks[0].numel()), self._blocks, strict=True):
                     part.copy_(block, non_blocking=True)
         return self._coming

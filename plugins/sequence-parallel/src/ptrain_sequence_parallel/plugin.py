@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +24,11 @@ class SequenceParallel(ptrain.Feature):
         """Keys of `sequence-parallel`; none of them changes what is learnt."""
 
         without_effect: ClassVar[bool] = True
+        aliases: ClassVar[Mapping[str, str]] = {
+            ".sequence_parallel_size": "size",
+            ".tiled_mlp_compute": "tiled_mlp",
+            ".activation_checkpoint_cpu_offload": "offload_activations",
+        }
 
         size: Positive = 1
         """How many workers share a sequence; the others get different ones. It has to divide the number of workers, and
