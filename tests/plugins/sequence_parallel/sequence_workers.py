@@ -233,3 +233,51 @@ def two_machines() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+def refused(recipes: list[dict[str, Any]]) -> None:
+    """A group over two machines, unless that is meant; a model that computes something else of parts."""
+    import ptrain
+
+    apart, meant, mixed = recipes
+    with two_machines():
+        _refuses(
+            apart, r"workers 0 to 3 would share sequences, and they are not on one machine.*2 workers of a machine"
+        )
+        meant["plugins"]["sequence-parallel"]["across_nodes"] = True
+        with ptrain.open_run(meant) as opened:
+            assert opened.run.shards == 4 and opened.step().loss > 0
+    _refuses(mixed, r"makes something else of a sequence in 4 parts.*hidden states differ by", plugins=[shifted])
+
+
+def _refuses(recipe: dict[str, Any], message: str, **more: Any) -> None:
+    import re
+
+    import ptrain
+
+    try:
+        with ptrain.open_run(recipe, **more):
+            raise AssertionError("it is not refused")
+    except ptrain.PtrainError as error:
+        assert re.search(message, str(error), re.DOTALL), str(error)
+        assert error.exit_code == 2
+
+
+def _shifted() -> Any:
+    """User code by which a layer sees the token before each."""
+    from ptrain import hookimpl
+
+    @hookimpl(wrapper=True)
+    def create_model() -> Any:
+        model = yield
+
+        def shift(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return output + functional.pad(output, (0, 0, 1, 0))[:, :-1]
+
+        model.base_model.layers[0].mlp.register_forward_hook(shift)
+        return model
+
+    return create_model
+
+
+shifted = _shifted()

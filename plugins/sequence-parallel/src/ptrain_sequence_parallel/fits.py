@@ -47,13 +47,14 @@ def check_attention(config: PretrainedConfig, size: int) -> None:
     from ptrain.attention import by_documents
 
     text = config.get_text_config()
-    if fault := heads_fault(text.num_attention_heads, size):
-        raise ModelError(fault, expected=f"`size` to be {divisors(text.num_attention_heads)}")
+    heads = getattr(text, "num_attention_heads", 0)
+    if fault := heads_fault(heads, size):
+        raise ModelError(fault, expected=f"`size` to be {divisors(heads)}")
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
-    if not by_documents(text) or (known and not model._supports_attention_backend):
+    if not heads or not by_documents(text) or (known and not model._supports_attention_backend):
         raise ModelError(
-            f"models of the type {config.model_type} compute attention in a way that can't be cut up over workers",
-            expected="attention of every token to the ones before it, by an implementation that can be exchanged",
+            f"models of the type {config.model_type} have layers or an attention that can't be cut up over workers",
+            expected="layers with attention to the tokens before, through transformers' attention interface",
             fix="train it without `sequence-parallel`, or with `size: 1`",
         )
