@@ -48,7 +48,7 @@ class Ratio:
     target: float | None = None
 
 
-def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add: Any = None) -> int:
+def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add: Any = None, rounds: int = 5) -> int:
     """Run the benchmark that the command line asks for; the exit code.
 
     Args:
@@ -56,10 +56,11 @@ def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add:
         cases: by name.
         ratios: by what they say.
         add: adds options of the benchmark's own to a parser.
+        rounds: how often every case runs, unless the command line says otherwise.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--case", choices=cases, help="run one case in this process and print its numbers")
-    parser.add_argument("--rounds", type=int, default=5, help="how often every case runs (default 5)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often every case runs (default {rounds})")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS (default 1)")
     parser.add_argument("--record", action="store_true", help=f"write results/{name}.json instead of comparing")
     parser.add_argument("--json", type=Path, help="a file for what was measured")
