@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hard negatives": {"temperature": 0.1, "in_batch_negatives": False},
     "margin_mse": {"loss": "margin_mse"},
     "kl": {"loss": "kl", "temperature": 0.1, "matryoshka": {16: 0.5}},
-    "cosent": {"loss": "cosent", "temperature": 0.05},
+    "cosent": {"loss": "cosent", "temperature": 0.5},
 }
 CUTS = [(8, 1), (2, 4), (1, 8)]
 

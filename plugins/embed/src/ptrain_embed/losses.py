@@ -190,11 +190,12 @@ def ordered(scores: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
     if not len(scores):
         return scores.sum()
     _, order = torch.sort(grades)
-    scores, grades = scores[order], grades[order]
+    # In double precision, which costs nothing here: differences of running sums would lose digits otherwise.
+    kind, scores, grades = scores.dtype, scores[order].double(), grades[order]
     lower = torch.searchsorted(grades, grades)  # how many are graded lower
     below = scores.logcumsumexp(0)[(lower - 1).clamp_min(0)]
     terms = kept(below - scores, lower > 0)
-    return softplus(terms.logsumexp(0))
+    return softplus(terms.logsumexp(0)).to(kind)
 
 
 def kept(scores: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
