@@ -44,8 +44,9 @@ class EmbedData(ptrain.DataConfig):
     columns: dict[Literal["query", "positive", "negative", "score"], str] = {}
     """The columns that hold queries, positives, negatives and scores, where their names do not say so."""
     batch_from: Literal["mixed", "one_source"] = "mixed"
-    """What the rows of a batch come from: all sources, as often as they have rows, or one source, a batch of each in
-    turn as often as it has batches. `weight` of a source makes it come more or less often."""
+    """What the rows of a batch come from: all sources (`mixed`), each as often as it has rows, or one source, which
+    comes as often as it has batches. A `weight` of a source makes it come more or less often. Of `token-batches`, each
+    stored batch counts as a source."""
 
     @property
     def longest_query(self) -> int:
@@ -68,6 +69,15 @@ class EmbedData(ptrain.DataConfig):
             raise ValueError("`pad_to: max_length` is not for rows that hold a query and any number of documents")
         return self
 
+    @model_validator(mode="after")
+    def _batches_at_hand(self) -> Any:
+        if self.batch_from == "mixed" and any(getattr(one, "stream", False) for one in self.sources):
+            raise ValueError(
+                "a source says `stream: true`, and `batch_from: mixed` mixes rows of all stored batches: write "
+                "`batch_from: one_source`, or leave `stream` out"
+            )
+        return self
+
 
 def columns() -> pa.Schema:
     """The columns of token rows that core does not know.
@@ -76,7 +86,7 @@ def columns() -> pa.Schema:
     scores: of each document, or empty.
     query_key, document_keys: hashes of the texts.
     positive_keys: of all documents that any row of the data labels a positive of this query.
-    set: the source, by its number among `sources` and `eval_sources`.
+    set: the source, by its number among `sources` and `eval_sources`; each stored batch of tokens is a set of its own.
     group: rows of one group share a query or a positive, or are linked by rows that do.
     """
     import pyarrow as pa

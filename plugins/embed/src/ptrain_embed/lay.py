@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ptrain import DataError
 from ptrain_embed.rows import NEGATIVE, POSITIVE
+from ptrain_embed.texts import IGNORED, given, shortened, tokenise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ptrain_embed.keys import Labels
     from ptrain_embed.texts import Cut
 
-IGNORED = -100
 CONTRADICTED = "negatives that are a positive of the same query"
 REPEATED = "documents that their row has twice"
 EMPTY = "without a document that is left"
@@ -44,7 +44,10 @@ class Laying:
         self.labels, self.report = labels, report
         self._tokenizer = run.tokenizer
         self._data = cast("EmbedData", run.recipe.data)
+        self._lengths = self._data.longest_query, self._data.longest_document
         self._prompts = prompts(run)
+        # The rows of such a source hold places in its files instead of tokens.
+        self._stored = [getattr(one.config, "stream", False) for one in (*run.parts.sources, *run.parts.eval_sources)]
 
     def batch(self, table: pa.Table, first: int) -> pa.RecordBatch:
         """The token rows of some rows, of which the first has the number `first`.
@@ -95,37 +98,30 @@ class Laying:
         """`(ids, labels)` of the query and of each document of each row."""
         import numpy as np
 
-        query, document = self._data.longest_query, self._data.longest_document
         texts = [row for row in rows if row["tokens"] is None]
-        queries = self._tokens([self._prompted(row, 0, row["query"]) for row in texts], query)
-        documents = self._tokens([self._prompted(row, 1, one) for row in texts for one in row["documents"]], document)
+        queries = [self._prompted(row, 0, row["query"]) for row in texts]
+        documents = [self._prompted(row, 1, one) for row in texts for one in row["documents"]]
+        found = [
+            tokenise(self._tokenizer, some, length) if some else {}
+            for some, length in zip((queries, documents), self._lengths, strict=True)
+        ]
         made = []
         for row in rows:
-            cuts = (
-                self._given(row, query, document)
-                if row["tokens"] is not None
-                else [
-                    queries[self._prompted(row, 0, row["query"])],
-                    *(documents[self._prompted(row, 1, one)] for one in row["documents"]),
-                ]
-            )
+            cuts = self._cuts(row, *found)
             self._count(row, cuts)
             made.append([(cut.ids, np.full(len(cut.ids), IGNORED, dtype=np.int32)) for cut in cuts])
         return made
 
+    def _cuts(self, row: Loaded, queries: Mapping[str, Cut], documents: Mapping[str, Cut]) -> list[Cut]:
+        if row["tokens"] is None:
+            query = queries[self._prompted(row, 0, row["query"])]
+            return [query, *(documents[self._prompted(row, 1, one)] for one in row["documents"])]
+        if self._stored[row["set"] % len(self._stored)]:
+            return [shortened(place, 1) for place in row["tokens"]]
+        return given(row["tokens"], *self._lengths, len(self._tokenizer), row["origin"])
+
     def _prompted(self, row: Loaded, which: int, text: str) -> str:
         return text if row["alike"] else self._prompts[which] + text
-
-    def _tokens(self, texts: Sequence[str], length: int) -> Mapping[str, Cut]:
-        from ptrain_embed.texts import tokenise
-
-        return tokenise(self._tokenizer, texts, length) if texts else {}
-
-    def _given(self, row: Loaded, query: int, document: int) -> list[Cut]:
-        from ptrain_embed.texts import shortened
-
-        first, *rest = row["tokens"]
-        return [shortened(first, query), *(shortened(one, document) for one in rest)]
 
     def _count(self, row: Loaded, cuts: Sequence[Cut]) -> None:
         for at, cut in enumerate(cuts):

@@ -26,18 +26,19 @@ def create_loader(run: Run, split: str, dataset: Dataset) -> TrainLoader | EvalL
         DataError: a batch has one row, and there is nothing to tell its document from.
     """
     from ptrain.data.loader import EvalLoader, TrainLoader
+    from ptrain_embed.streamed import Streamed, streams
 
-    recipe = run.recipe
+    recipe, rows = run.recipe, cast("Dataset", Streamed(run, dataset) if streams(run) else dataset)
 
-    def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return lay_out(run, rows)
+    def collate(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return lay_out(run, chosen)
 
     workers, padding = recipe.data.dl_num_workers, pad_id(run)
     if split == "train":
         sampler = sampler_of(run, dataset)
-        return TrainLoader(dataset, sampler, collate, padding, lambda: run.progress.step, workers)
+        return TrainLoader(rows, sampler, collate, padding, lambda: run.progress.step, workers)
     size = recipe.eval_micro_batch_size or recipe.micro_batch_size
-    return EvalLoader(dataset, collate, padding, size, run.data_rank, run.data_world, workers)
+    return EvalLoader(rows, collate, padding, size, run.data_rank, run.data_world, workers)
 
 
 def sampler_of(run: Run, dataset: Dataset) -> BatchSampler:
@@ -49,6 +50,7 @@ def sampler_of(run: Run, dataset: Dataset) -> BatchSampler:
     import numpy as np
 
     from ptrain_embed.sampler import BatchSampler
+    from ptrain_embed.streamed import streams
 
     recipe, data = run.recipe, cast("EmbedData", run.recipe.data)
     table: Any = dataset.select_columns(["document_lengths", "group", "set"]).with_format("arrow")[:]
@@ -59,6 +61,7 @@ def sampler_of(run: Run, dataset: Dataset) -> BatchSampler:
     sampler = BatchSampler(
         len(table), recipe.micro_batch_size, run.accumulation, run.data_rank, run.data_world, data.seed,
         fixed=recipe.overfit_first_batch, lengths=np.diff(ends, prepend=0), groups=table["group"].to_numpy(), sets=sets,
+        in_turn=streams(run),
     )  # fmt: skip
     _refuse_lone_rows(run, sampler, counts - 1)
     return sampler
@@ -78,13 +81,20 @@ def _refuse_lone_rows(run: Run, sampler: BatchSampler, documents: Any) -> None:
     numbers, counts = np.unique(sampler.sets, return_counts=True)
     for number in numbers[counts == 1]:
         if documents[sampler.sets == number][0] < 2:
-            one_source = run.recipe.data.batch_from == "one_source"  # type: ignore[attr-defined]
             raise DataError(
-                f"{f'source {number + 1} has' if one_source else 'there is'} 1 training row, with 1 document: it has "
-                "nothing to be told from",
+                f"{_called(run, int(number))} 1 training row, with 1 document: it has nothing to be told from",
                 expected="at least 2 rows",
-                fix="add rows" + (", or set `data.batch_from: mixed`" if one_source else ""),
+                fix="add rows" + ("" if sampler.sets.max() == 0 else ", or leave `data.batch_from: one_source` out"),
             )
+
+
+def _called(run: Run, number: int) -> str:
+    """What a set is called in messages, and that it has something."""
+    data: Any = run.recipe.data
+    if data.batch_from == "mixed":
+        return "there is"
+    batch, source = divmod(number, len(data.sources) + len(data.eval_sources))
+    return f"source {source + 1} has" if not batch else f"batch {batch} of source {source + 1} has"
 
 
 def lay_out(run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,11 +22,13 @@ class BatchSampler(StepSampler):
         lengths: of each row, in tokens, [rows].
         groups: of each row, [rows]: rows of one group share a query or a positive.
         sets: of each row, [rows]: a batch has rows of one set alone.
+        in_turn: all batches of a set come one after another.
     """
 
     lengths: np.ndarray = field(kw_only=True, repr=False)
     groups: np.ndarray = field(kw_only=True, repr=False)
     sets: np.ndarray = field(kw_only=True, repr=False)
+    in_turn: bool = field(default=False, kw_only=True)
     _batches: tuple[int, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
 
     @property
@@ -51,8 +53,10 @@ class BatchSampler(StepSampler):
 
         if self._batches is None or self._batches[0] != epoch:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
-            found = [batch for rows in self._by_set() for batch in self._dealt(rows, generator)]
-            self._batches = (epoch, [found[at] for at in generator.permutation(len(found))])
+            found = [self._dealt(rows, generator) for rows in self._by_set()]
+            if not self.in_turn:
+                found = [[batch] for batches in found for batch in batches]
+            self._batches = (epoch, [batch for at in generator.permutation(len(found)) for batch in found[at]])
         return self._batches[1]
 
     def _dealt(self, rows: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:

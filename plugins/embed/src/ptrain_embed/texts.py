@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+IGNORED = -100
+"""The label of every token: nothing is learnt token by token."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """The tokens of a text.
@@ -56,6 +60,22 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: i
         text: Cut(np.array(one.ids, dtype=np.int32), sum(len(more.ids) - special for more in one.overflowing))
         for text, one in zip(unique, found, strict=True)
     }
+
+
+def given(tokens: Sequence[Any], query: int, document: int, vocabulary: int, name: str) -> list[Cut]:
+    """The tokens of a query and of its documents that others have made, each cut to its length.
+
+    Raises:
+        DataError: one is none of the tokenizer's.
+    """
+    largest = max((int(max(one)) for one in tokens if len(one)), default=0)
+    if largest >= vocabulary:
+        raise DataError(
+            f"{name}: there is a token {largest}, and the tokenizer has {vocabulary}",
+            fix="tokenise with the tokenizer of the model, or name the one that was used in `tokenizer.name_or_path`",
+        )
+    first, *rest = tokens
+    return [shortened(first, query), *(shortened(one, document) for one in rest)]
 
 
 def shortened(ids: Sequence[int], length: int) -> Cut:
