@@ -48,10 +48,12 @@ from ptrain.results import Batch, Loss, Progress, StepResult
 if TYPE_CHECKING:
     from ptrain import stages
     from ptrain.api import OpenRun, Result, open_recipe, open_run, train
+    from ptrain.checkpoint.huggingface import HuggingFaceCheckpoint
     from ptrain.model.huggingface import HuggingFaceModel
     from ptrain.run import Run
 
 LAZY = {
+    "HuggingFaceCheckpoint": "ptrain.checkpoint.huggingface",
     "HuggingFaceModel": "ptrain.model.huggingface",
     "OpenRun": "ptrain.api",
     "Result": "ptrain.api",
@@ -83,6 +85,7 @@ __all__ = [
     "Evaluator",
     "EvaluatorConfig",
     "Feature",
+    "HuggingFaceCheckpoint",
     "HuggingFaceModel",
     "Loss",
     "Model",

@@ -251,25 +251,29 @@ def blank_model(run: Run) -> PreTrainedModel:
     import copy
 
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     from ptrain.model.attention import implementation
     from ptrain.model.huggingface import HuggingFaceModel
     from ptrain.recipe.machine import PACKAGES
 
+    part = run.parts.model
+    auto = getattr(transformers, part.auto(run.hf_config))
     wanted = getattr(run.recipe.model, "attn_implementation", None)
     name = implementation(run.hf_config, wanted) if wanted is not None else None
+    if wanted == "auto" and isinstance(part, HuggingFaceModel):
+        name = part.attention(run.hf_config, torch.device("cpu")).name
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = auto.from_config(
                 copy.deepcopy(run.hf_config),
                 attn_implementation=None if wanted in PACKAGES else name,  # those want their package and a GPU here
                 trust_remote_code=getattr(run.recipe.model, "trust_remote_code", False),
             )
     except (ImportError, ValueError) as error:
         raise _unbuildable(run, wanted, error) from error
-    if isinstance(run.parts.model, HuggingFaceModel):
-        run.parts.model.adapt(model)
+    if isinstance(part, HuggingFaceModel):
+        part.adapt(model)
     return model
 
 

@@ -202,6 +202,7 @@ def closing_line(run: Run, outcome: str, seconds: float) -> str:
 def _next(run: Run, model: Path | None) -> str:
     """What to do with what came out, as a command where it is one."""
     from ptrain.model import adapters
+    from ptrain.saving import active
 
     if model is None:
         export = f"checkpoint.{len(run.recipe.checkpoint)}={{type: huggingface, save_end_of_training: true}}"
@@ -210,9 +211,11 @@ def _next(run: Run, model: Path | None) -> str:
         return f"to train on rows of your own, {_again(run, 'data.sources=[{type: jsonl, path: rows.jsonl}]')}"
     if (model / adapters.CONFIG).is_file():
         return f"to have one model with the adapter in it: ptrain export {shlex.quote(str(run.dir))} --merge"
+    if advice := next((said for part in active(run) if (said := part.advice(model))), None):
+        return advice
     module = run.parts.model.registered_by
     first = f" after `import {module}`" if module else ""
-    return f"load it with AutoModelForCausalLM.from_pretrained({str(model)!r}){first}"
+    return f"load it with {run.parts.model.auto(run.hf_config)}.from_pretrained({str(model)!r}){first}"
 
 
 def _again(run: Run, override: str) -> str:

@@ -85,6 +85,10 @@ class Model(Part):
         """The model, on CPU or as ZeRO-3 shards, in its training dtype."""
         raise NotImplementedError
 
+    def auto(self, config: PretrainedConfig) -> str:
+        """The name of transformers' class that loads what comes of the model."""
+        return "AutoModelForCausalLM"
+
     def fingerprint(self, run: Run) -> Any:
         """JSON that changes whenever the weights that training begins with do; part of cache keys."""
         return [self.config.model_dump(mode="json"), run.recipe.seed]

@@ -120,14 +120,13 @@ def forward(run: Run, model: PreTrainedModel, batch: Batch, layers: Sequence[int
     """The hidden states of the model's body; documents of one row do not see each other."""
     from ptrain.model.attention import per_document
     from ptrain.model.between import Between
-    from ptrain.model.varlen import document_arguments
+    from ptrain.model.rows import body_arguments, in_rows, one_a_row
 
-    extra = {**document_arguments(model, batch), **batch.get("attention_arguments", {})}
+    apart = one_a_row(model)
     with per_document(cut="attention_arguments" in batch), Between(model, layers or ()) as between:
-        out = model.base_model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
-        )
-    return out.last_hidden_state if layers is None else between.stacked(out.last_hidden_state)
+        out = model.base_model(**body_arguments(model, batch, apart=apart)).last_hidden_state
+    found = out if layers is None else between.stacked(out)
+    return in_rows(found, batch) if apart else found
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""`huggingface`: the export that `AutoModelForCausalLM` loads, verified before it is put into place."""
+"""`huggingface`: the export that transformers loads, verified before it is put into place."""
 
 from __future__ import annotations
 
@@ -66,8 +66,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         if run.rank != 0:
             return
         check_weights(weights)
+        self.write(run, path, weights)
+
+    def write(self, run: Run, path: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Write the gathered weights and what belongs to them; on rank 0 alone."""
         with _for_others(run) as model:
-            if adapted:
+            if adapters.adapter_of(run.model) is not None:
                 adapters.save(model, path, weights)
             else:
                 model.save_pretrained(path, state_dict=weights, max_shard_size=self.config.max_shard_size)
@@ -117,12 +121,15 @@ def probe_ids(run: Run) -> list[int]:
 
 
 def probe_logits(run: Run) -> torch.Tensor:
-    """The logits of the model in training on the probe, [tokens, v]; every worker takes part."""
+    """The logits of the model in training on the probe, [tokens, v], or its hidden states where it has no output layer;
+    every worker takes part."""
     import torch
+
+    from ptrain.checkpoint.reload import answer
 
     ids = torch.tensor([probe_ids(run)], device=run.device)
     with torch.no_grad():
-        return run.engine(lambda: run.model(input_ids=ids, use_cache=False).logits)[0].cpu()
+        return run.engine(lambda: answer(run.model, ids)).cpu()
 
 
 def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
@@ -141,7 +148,7 @@ def _reloaded(run: Run, path: Path) -> dict[str, torch.Tensor]:
         question = {
             "ids": probe_ids(run), "trust_remote_code": trusted, "conversation": conversation,
             "dtype": run.recipe.model.dtype, "rounded": getattr(run.recipe.model, "quantization_config", {}),
-            "module": run.parts.model.registered_by,
+            "module": run.parts.model.registered_by, "auto": run.parts.model.auto(run.hf_config),
         }  # fmt: skip
         asked.write_text(json.dumps(question), encoding="utf-8")
         command = guard.guarded([sys.executable, "-m", "ptrain.checkpoint.reload", str(path), str(asked), str(out)])

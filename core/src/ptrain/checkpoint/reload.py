@@ -7,18 +7,21 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(folder: str, asked: str, out: str) -> None:
-    """Write the logits [tokens, v], as safetensors, to `out`.
+    """Write the logits [tokens, v], or the hidden states of a model without an output layer, as safetensors, to `out`.
 
     Args:
         folder: the export.
         asked: a JSON file with `ids`, the token ids, `trust_remote_code`, and `conversation`: messages of which the
             tokenizer makes a prompt (its ids are written as `prompt`), or null; `dtype` and `rounded`, as the
-            recipe has them (`model.dtype`, `model.quantization_config`); `module`, which tells transformers of the
-            model's class where it is a plugin's.
+            recipe has them (`model.dtype`, `model.quantization_config`); `auto`, the class of transformers that loads
+            it; `module`, which tells transformers of the model's class where it is a plugin's.
     """
     import torch
     from jinja2 import TemplateError
@@ -31,10 +34,9 @@ def main(folder: str, asked: str, out: str) -> None:
         importlib.import_module(question["module"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     adapted = Path(folder, "adapter_config.json").is_file()
-    model = _adapted(folder, trusted, question) if adapted else _model(folder, trusted)
+    model = _adapted(folder, trusted, question) if adapted else _model(folder, trusted, question["auto"])
     with torch.no_grad():
-        logits = model.eval()(input_ids=torch.tensor([question["ids"]]), use_cache=False).logits[0]
-    found = {"logits": logits.contiguous()}
+        found = {"logits": answer(model.eval(), torch.tensor([question["ids"]])).contiguous()}
     if question["conversation"]:
         # A template may want a system prompt or tools: then there is nothing to compare.
         with contextlib.suppress(TemplateError, TypeError, ValueError, KeyError):
@@ -43,10 +45,17 @@ def main(folder: str, asked: str, out: str) -> None:
     save_file(found, out)
 
 
-def _model(folder: str, trusted: bool) -> Any:
-    from transformers import AutoModelForCausalLM
+def answer(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What `model` makes of ids [1, tokens]: logits [tokens, v], or hidden states where it has no output layer."""
+    out = model(input_ids=ids, **({"use_cache": False} if model.can_generate() else {}))
+    logits = getattr(out, "logits", None)
+    return (out.last_hidden_state if logits is None else logits)[0]
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+
+def _model(folder: str, trusted: bool, auto: str) -> Any:
+    import transformers
+
+    loaded: Any = getattr(transformers, auto).from_pretrained(
         folder, dtype="auto", use_safetensors=True, trust_remote_code=trusted, output_loading_info=True
     )
     model, report = loaded
@@ -58,8 +67,8 @@ def _model(folder: str, trusted: bool) -> Any:
 
 def _adapted(folder: str, trusted: bool, question: dict[str, Any]) -> Any:
     """The model that an adapter belongs to, as it was when it was trained, and the adapter in it."""
+    import transformers
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
 
     from ptrain.model.quantized import DTYPES, keep_gradients, rounding
 
@@ -67,7 +76,7 @@ def _adapted(folder: str, trusted: bool, question: dict[str, Any]) -> Any:
     more = {"quantization_config": rounding(rounded, question["dtype"])} if rounded else {}
 
     config: Any = PeftConfig.from_pretrained(folder)
-    base: Any = AutoModelForCausalLM.from_pretrained(
+    base: Any = getattr(transformers, question["auto"]).from_pretrained(
         config.base_model_name_or_path, revision=config.revision, dtype=DTYPES[question["dtype"]],
         use_safetensors=True, trust_remote_code=trusted, **more,
     )  # fmt: skip

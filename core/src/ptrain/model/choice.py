@@ -77,12 +77,20 @@ def choose(plain: str, place: Place) -> Choice:
     return Choice(plain, "neither flash-attn nor a torch with a kernel for packed documents is installed")
 
 
-def attention(config: PretrainedConfig, wanted: str, dtype: torch.dtype, device: torch.device) -> Choice:
-    """The attention of a run: what the recipe says, or what is chosen for `auto` and works here."""
+def attention(
+    config: PretrainedConfig, wanted: str, dtype: torch.dtype, device: torch.device, kind: type[Any] | None = None
+) -> Choice:
+    """The attention of a run: what the recipe says, or what is chosen for `auto` and works here.
+
+    Args:
+        kind: the class of the model, where it is one of transformers' own.
+    """
     plain = implementation(config, wanted)
     if wanted != "auto":
         return Choice(plain, f"the recipe says `{wanted}`")
-    place, failed = _place(config, dtype, device), ""
+    if kind is not None and not kind._supports_attention_backend:
+        return Choice("eager", f"{kind.__name__} computes attention in its own way")
+    place, failed = _place(config, kind, dtype, device), ""
     while (choice := choose(plain, place)).name != plain:
         reason = failure(choice.name, place.head, dtype, device)
         if reason is None:
@@ -128,11 +136,11 @@ def _tried(name: str, head: int, dtype: torch.dtype, device: torch.device) -> tu
     return out.detach().float(), gradient.float()
 
 
-def _place(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Place:
+def _place(config: PretrainedConfig, kind: type[Any] | None, dtype: torch.dtype, device: torch.device) -> Place:
     if device.type != "cuda":
         return Place(device.type)
     capability = torch.cuda.get_device_capability(device)
-    return Place(device.type, capability, dtype, largest_head(config), _flash(config, capability), has_varlen())
+    return Place(device.type, capability, dtype, largest_head(config), _flash(kind, capability), has_varlen())
 
 
 def largest_head(config: PretrainedConfig) -> int:
@@ -149,15 +157,11 @@ def _head_sizes(keys: Mapping[Any, Any]) -> Iterator[int]:
             yield value
 
 
-def _flash(config: PretrainedConfig, capability: tuple[int, int]) -> list[str]:
+def _flash(kind: type[Any] | None, capability: tuple[int, int]) -> list[str]:
     """Flash attention 3 is for Hopper; a model says itself whether it can do with flash attention."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return []
-    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not (model._supports_flash_attn and model._supports_attention_backend):
+    if kind is None or not (kind._supports_flash_attn and kind._supports_attention_backend):
         return []
     hopper = capability[0] == 9 and is_flash_attn_3_available()
     return ["flash_attention_3"] * hopper + ["flash_attention_2"] * is_flash_attn_2_available()

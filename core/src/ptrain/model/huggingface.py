@@ -6,7 +6,7 @@ import difflib
 import functools
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from ptrain.model.choice import Choice
     from ptrain.run import Run
 
 FITTING = "leave out what `model.hf_config_kwargs` says of sizes, or download or save the model again"
@@ -29,7 +30,7 @@ ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_
 
 
 class HuggingFaceModel(Model):
-    """A causal language model of transformers."""
+    """A causal language model of transformers, or what a subclass says by `auto`."""
 
     may_lack: str = ""
     """A pattern for the names of weights that what is loaded need not have, as they are made anew."""
@@ -98,24 +99,54 @@ class HuggingFaceModel(Model):
         Raises:
             ModelError: weights are missing, or don't fit the configuration.
         """
-        from transformers import AutoModelForCausalLM
-
-        from ptrain.model.choice import attention as choose_attention
-
-        choice = choose_attention(config, self.config.attn_implementation, self._dtype(), run.device)
+        choice = self.attention(config, run.device)
         run.say(f"attention: {choice.name}, because {choice.because}")
-        attention = choice.name
         if self._random(config):
             # `from_config` writes the implementation into the config it is given.
-            model = AutoModelForCausalLM.from_config(_copy(config), attn_implementation=attention, dtype=self._dtype())
+            model = self.auto_class(config).from_config(
+                _copy(config), attn_implementation=choice.name, dtype=self._dtype(), trust_remote_code=self._trusted()
+            )
         else:
-            model = self._pretrained(run, config, attention)
+            self._shard(run)
+            model = self.pretrained(config, choice.name, run.warn)
         if self.config.quantization_config:
             model = self._rounded(model)
         self.adapt(model)
         if _checkpoints_activations(self.config.disable_activation_checkpoint, run.device):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
+
+    def load(self, device: torch.device, warn: Callable[[str], None]) -> PreTrainedModel:
+        """The model that `name_or_path` names, on `device`, to be asked without a run.
+
+        Raises:
+            ModelError: there is none, or its weights are missing or don't fit.
+        """
+        config = self._from_name()
+        model = self.pretrained(config, self.attention(config, device).name, warn)
+        self.adapt(model)
+        return model.to(device).eval()  # type: ignore[arg-type]
+
+    def positions(self, model: PreTrainedModel) -> int | None:
+        """The most tokens of a document that the model was made for, where its configuration says so."""
+        from ptrain.model.rows import first_position
+
+        known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return known - first_position(model) if known else None
+
+    def auto_class(self, config: PretrainedConfig) -> Any:
+        """The class of transformers that makes the model from this configuration."""
+        import transformers
+
+        return getattr(transformers, self.auto(config))
+
+    def attention(self, config: PretrainedConfig, device: torch.device) -> Choice:
+        """How attention is computed, and why."""
+        from ptrain.model.choice import attention
+
+        kind = self.auto_class(config)._model_mapping.get(type(config), None)
+        kind = kind[0] if isinstance(kind, tuple) else kind
+        return attention(config, self.config.attn_implementation, self._dtype(), device, kind)
 
     def adapt(self, model: PreTrainedModel) -> None:
         """Give `model` the adapter that the recipe describes, or the one that it names, if any.
@@ -211,9 +242,7 @@ class HuggingFaceModel(Model):
         with explained("model", name):
             return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=self._trusted())
 
-    def _pretrained(self, run: Run, config: PretrainedConfig, attention: str) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
-
+    def _shard(self, run: Run) -> None:
         from ptrain.engine import deepspeed_config
 
         block = deepspeed_config(run.recipe, run.world)
@@ -222,10 +251,17 @@ class HuggingFaceModel(Model):
             from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
             self._shards = HfDeepSpeedConfig(block)
+
+    def pretrained(self, config: PretrainedConfig, attention: str, warn: Callable[[str], None]) -> PreTrainedModel:
+        """The weights that `name_or_path` names, in a model with this attention.
+
+        Raises:
+            ModelError: weights are missing, or don't fit the configuration.
+        """
         name, revision, _ = self._base
         with explained("model", name):
             try:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = self.auto_class(config).from_pretrained(
                     name, config=_copy(config), attn_implementation=attention, dtype=self._dtype(), revision=revision,
                     trust_remote_code=self._trusted(), use_safetensors=True, output_loading_info=True,
                     ignore_mismatched_sizes=True, **self._rounding(),
@@ -236,10 +272,10 @@ class HuggingFaceModel(Model):
                 first = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
                 raise ModelError(f"`{name}` does not fit its configuration: {first}", fix=FITTING) from error
         model, report = loaded
-        self._check_loaded(run, name, report)
+        self._check_loaded(name, report, warn)
         return model
 
-    def _check_loaded(self, run: Run, name: str, report: Mapping[str, Any]) -> None:
+    def _check_loaded(self, name: str, report: Mapping[str, Any], warn: Callable[[str], None]) -> None:
         """Refuse to train weights that transformers has drawn at random because they are not there."""
         missing = [key for key in sorted(report["missing_keys"]) if not self._may_lack(key)]
         if missing:
@@ -254,7 +290,7 @@ class HuggingFaceModel(Model):
                 fix=FITTING,
             )
         if unexpected := sorted(report["unexpected_keys"]):
-            run.warn(f"`{name}` has weights that the model has no place for ({len(unexpected)}): {_some(unexpected)}")
+            warn(f"`{name}` has weights that the model has no place for ({len(unexpected)}): {_some(unexpected)}")
 
     def _may_lack(self, key: str) -> bool:
         return bool(self.may_lack and re.search(self.may_lack, key))

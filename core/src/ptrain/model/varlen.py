@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ptrain.model.attention import NAME, plain_name
+from ptrain.model.attention import NAME, is_causal, plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,30 +75,29 @@ def _attention(
 
     A layer that the kernel can't compute is left to `ptrain_sdpa`, document by document.
     """
-    if cu_seq_lens_q is None or max_length_q is None or not _fits(module, query, value, kwargs):
+    if cu_seq_lens_q is None or max_length_q is None or not _fits(query, value, kwargs):
         plain = ALL_ATTENTION_FUNCTIONS[NAME]
         return plain(module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs)
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    # The kernel counts the tokens on either side, transformers the token itself too.
+    near = -1 if sliding_window is None else sliding_window - 1
     out: Any = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=kwargs.get("scaling"),
-        # The kernel counts the tokens to the left, transformers the token itself too.
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        window_size=(near, 0 if is_causal(module, kwargs) else near),
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return out.unflatten(0, (query.shape[0], query.shape[2])), None
 
 
-def _fits(module: torch.nn.Module, query: torch.Tensor, value: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
-    """Whether torch's kernel computes what is asked for: causal, without dropout, bias or cap, heads of one size."""
-    causal = kwargs.get("is_causal")
+def _fits(query: torch.Tensor, value: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
+    """Whether torch's kernel computes what is asked for: without dropout, bias or cap, heads of one size."""
     size = query.shape[3]
     return (
         query.dtype in DTYPES
         and size == value.shape[3] <= LARGEST_HEAD
         and size % 8 == 0
-        and (getattr(module, "is_causal", True) if causal is None else causal)
         and not kwargs.get("dropout")
         and all(kwargs.get(name) is None for name in ("position_bias", "softcap"))
     )
