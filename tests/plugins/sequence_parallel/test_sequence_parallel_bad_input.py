@@ -41,15 +41,19 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
         2, {"size": 2, "model": {"name_or_path": "", "config": {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2}}},
         r"models of the type mamba have layers or an attention that can't be cut up",
     ),
+    "experts": (
+        1, {"size": 1, "tiled_mlp": True, "model": {"name_or_path": "", "config": {"model_type": "mixtral", **KEYS}}},
+        r"MixtralForCausalLM can't compute its MLPs in tiles: layer 0 .*fix: write `tiled_mlp: auto`",
+    ),
     "no worker": (1, {"size": 0}, r"plugins.sequence-parallel.size`.*at least 1"),
 }  # fmt: skip
 
 
-def recipe_of(material: Material, size: int, model: dict[str, Any] | None = None) -> dict[str, Any]:
+def recipe_of(material: Material, size: int, model: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
     """A tiny recipe."""
     return material.recipe(
         model=model or {}, tokenizer={"name_or_path": str(material.model)}, micro_batch_size=1,
-        plugins={"sequence-parallel": {"size": size}},
+        plugins={"sequence-parallel": {"size": size, **keys}},
     )  # fmt: skip
 
 

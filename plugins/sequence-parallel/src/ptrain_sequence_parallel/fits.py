@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,3 +59,15 @@ def check_attention(config: PretrainedConfig, size: int) -> None:
             expected="layers with attention to the tokens before, through transformers' attention interface",
             fix="train it without `sequence-parallel`, or with `size: 1`",
         )
+
+
+def check_mlps(config: PretrainedConfig) -> None:
+    """Raise ModelError where a model has an MLP that can't be cut; of models that transformers lacks it is said later."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    from ptrain_sequence_parallel import mlp
+
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        with torch.device("meta"):
+            mlp.check(AutoModelForCausalLM.from_config(copy.deepcopy(config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,7 +11,9 @@ from pydantic import Field
 import ptrain
 
 if TYPE_CHECKING:
-    from ptrain import Problem, Run
+    from transformers import PreTrainedModel
+
+    from ptrain import Batch, Problem, Run
     from ptrain_sequence_parallel.groups import Group
 
 Positive = Annotated[int, Field(ge=1)]
@@ -49,9 +52,10 @@ class SequenceParallel(ptrain.Feature):
 
     @ptrain.hookimpl
     def configure(self, run: Run) -> list[Problem]:
-        """Have groups of workers read the same rows; refuse a size that doesn't fit."""
+        """Have groups of workers read the same rows, and set the tiles of the loss; refuse a size that doesn't fit."""
         from ptrain_sequence_parallel.fits import divisors, heads_fault, known_heads
 
+        run.loss_tile = sys.maxsize if self.config.tiled_loss is False else _number(self.config.tiled_loss)
         size, found = self.config.size, []
         where = run.loaded.positions.get
         if run.trains and run.world % size:
@@ -77,10 +81,12 @@ class SequenceParallel(ptrain.Feature):
     def create_config(self, run: Run) -> Any:
         """Refuse models that can't be trained like this."""
         config = yield
-        if run.trains and self.config.size > 1:
-            from ptrain_sequence_parallel.fits import check_attention
+        from ptrain_sequence_parallel.fits import check_attention, check_mlps
 
+        if run.trains and self.config.size > 1:
             check_attention(config, self.config.size)
+        if run.trains and self._strict:
+            check_mlps(config)
         return config
 
     @ptrain.hookimpl(wrapper=True)
@@ -97,7 +103,9 @@ class SequenceParallel(ptrain.Feature):
 
     @ptrain.hookimpl(wrapper=True)
     def create_model(self, run: Run) -> Any:
-        """The model, with heads exchanged round its attention."""
+        """The model, with heads exchanged round its attention, and its MLPs in tiles."""
+        from ptrain_sequence_parallel import mlp, offload
+
         shared = self.config.size > 1
         if shared and run.device.type != "meta":  # in a plan there are no other workers
             from ptrain_sequence_parallel.groups import check_machines
@@ -110,6 +118,10 @@ class SequenceParallel(ptrain.Feature):
             from ptrain_sequence_parallel.attention import exchange_heads
 
             exchange_heads(model)
+        if self.config.tiled_mlp is not False:
+            mlp.tile(model, _number(self.config.tiled_mlp) or "auto", self._strict, run.say)
+        if self.config.offload_activations is True:
+            offload.check(model)
         return model
 
     @ptrain.hookimpl
@@ -121,6 +133,14 @@ class SequenceParallel(ptrain.Feature):
             check_parts(run, self._group(run))
 
     @ptrain.hookimpl(wrapper=True)
+    def forward(self, model: PreTrainedModel, batch: Batch) -> Any:
+        """The hidden states; what layers are computed from again waits in the memory of the host."""
+        from ptrain_sequence_parallel.offload import offloading
+
+        with offloading(model, batch, self.config.offload_activations):
+            return (yield)
+
+    @ptrain.hookimpl(wrapper=True)
     def sequence_sum(self, run: Run) -> Any:
         """The sums over all parts of the sequences."""
         own = yield
@@ -130,7 +150,17 @@ class SequenceParallel(ptrain.Feature):
 
         return added(own, self._group(run))
 
+    @property
+    def _strict(self) -> bool:
+        """Whether an MLP that can't be cut is an error."""
+        return self.config.tiled_mlp not in ("auto", False)
+
     def _group(self, run: Run) -> Group:
         from ptrain_sequence_parallel.groups import Group
 
         return Group(self.config.size, run.rank % self.config.size)
+
+
+def _number(tiled: Any) -> int | None:
+    """How many tokens a tile has, where that is said."""
+    return None if isinstance(tiled, (bool, str)) else tiled
