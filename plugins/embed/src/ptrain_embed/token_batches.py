@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ptrain
-from ptrain import DataError
+from ptrain import DataError, PtrainError
 from ptrain_embed.rows import NEGATIVE, POSITIVE, UNLABELLED, content_key, schema, set_number
 
 if TYPE_CHECKING:
@@ -200,20 +200,15 @@ class TokenBatches(ptrain.Source):
 
         try:
             yield
-        except FileNotFoundError as error:
-            raise DataError(
-                f"`{self.config.path}`: there is no `{_named(error)}`", expected="a folder of batches"
-            ) from error
+        except (PtrainError, pa.ArrowException):
+            raise
         except ImportError as error:
             raise DataError(f"`{self.config.path}` needs a package that is missing: {error}") from error
-        except (OSError, ValueError, TypeError) as error:
-            if isinstance(error, pa.ArrowException):
-                raise
+        except FileNotFoundError as error:
+            found = str(error.filename or error.args[-1])
+            raise DataError(f"`{self.config.path}`: not found: {found}", expected="a folder of batches") from error
+        except Exception as error:  # every file system has errors of its own
             raise DataError(f"`{self.config.path}` can't be read: {error}", fix="see `storage_options`") from error
-
-
-def _named(error: OSError) -> str:
-    return str(error.filename or (error.args[-1] if error.args else "such file"))
 
 
 def _places(names: list[Any], batch: str, what: str) -> dict[Any, int]:
