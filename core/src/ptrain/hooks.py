@@ -231,7 +231,8 @@ def token_kl(
 def sequence_sum(run: Run, values: torch.Tensor, segment_ids: torch.Tensor) -> torch.Tensor:
     """Return [n] fp32: the sums of `values` [b, s] by `segment_ids` (int64 [b, s], below 0 is left out).
 
-    Of `values` [b, s, ...] it is [n, ...]. Kind: first. n is the largest id + 1. Differentiable; who shards sequences adds the all-reduce.
+    Of `values` [b, s, ...] it is [n, ...]. Kind: first. n is the largest id + 1. Differentiable; who shards sequences
+    adds the all-reduce.
     """
     ...
 

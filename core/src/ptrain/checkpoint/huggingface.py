@@ -191,14 +191,17 @@ def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
 def _for_others(run: Run) -> Any:
     """The model with the settings that others should find, until they are written."""
     model = run.model
-    config, generation = model.config, model.generation_config
+    # A body without a head has no settings for generation.
+    config, generation = model.config, getattr(model, "generation_config", None)
     model.config = clean(config)
     if generation is not None:
         model.generation_config = generation_config(generation, run.tokenizer)
     try:
         yield model
     finally:
-        model.config, model.generation_config = config, generation
+        model.config = config
+        if generation is not None:
+            model.generation_config = generation
 
 
 def clean(config: PretrainedConfig) -> PretrainedConfig:

@@ -18,7 +18,9 @@ SIZES = ("matryoshka", "mrl_dim")
 
 def check_sizes(run: Run, config: Any, sizes: Mapping[int, float]) -> None:
     """Raise RecipeError where embeddings are to be cut to more dimensions than they have."""
-    whole = getattr(run.recipe.model, "projection", None) or config.get_text_config().hidden_size
+    from ptrain_embed.model import modules
+
+    whole = modules(run).dimension or config.get_text_config().hidden_size
     wrong = sorted(size for size in sizes if size > whole)
     if wrong:
         raise RecipeError(

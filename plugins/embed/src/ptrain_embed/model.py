@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 import ptrain
 from ptrain import ModelError
 from ptrain_embed.modules import Modules, load_projection, read
-from ptrain_embed.pooling import Pooling, pool
+from ptrain_embed.pooling import Pooling, pool, pool_parts
 
 if TYPE_CHECKING:
     import torch
@@ -124,14 +124,21 @@ def prompts(run: Run) -> tuple[str, str]:
 def embed_batch(run: Run, batch: Batch) -> torch.Tensor:
     """The vectors of a batch's documents, row by row, fp32 [n, d]; within the engine's forward pass."""
     hidden = run.call("forward", model=run.model, batch=batch)
-    return vectors(run.model, hidden, batch, modules(run))
+    made = modules(run)
+    if run.stack.changes("sequence_sum"):
+        return finished(run.model, pool_parts(run, hidden, batch, made.pooling), made)
+    return vectors(run.model, hidden, batch, made)
 
 
 def vectors(model: PreTrainedModel, hidden: torch.Tensor, batch: Batch, made: Modules) -> torch.Tensor:
     """From hidden states [b, s, h] to vectors, fp32 [n, d]: pooled, projected and normalised."""
+    return finished(model, pool(hidden, batch, made.pooling), made)
+
+
+def finished(model: PreTrainedModel, found: torch.Tensor, made: Modules) -> torch.Tensor:
+    """From pooled hidden states [n, h] to vectors, fp32 [n, d]: projected and normalised."""
     from torch.nn.functional import normalize
 
-    found = pool(hidden, batch, made.pooling)
     projection: Any = getattr(model, "projection", None)
     found = (found if projection is None else projection(found)).float()
     return normalize(found, dim=-1) if made.normalize else found

@@ -165,7 +165,7 @@ class Embed(ptrain.Trainer):
 
     def embed(self, run: Run, batch: Batch) -> torch.Tensor:
         """Embeddings of the queries and documents of a micro-batch, each query followed by its documents, [n, d]."""
-        from ptrain_embed.pooling import embed_batch
+        from ptrain_embed.model import embed_batch
 
         return embed_batch(run, batch)
 
@@ -176,8 +176,9 @@ class Embed(ptrain.Trainer):
 
     def _compare(self, run: Run, batches: Sequence[Batch], embeddings: Sequence[torch.Tensor]) -> list[Contrast]:
         from ptrain_embed.contrast import contrast
+        from ptrain_embed.model import modules
 
-        measure = self.measure(embeddings[0].shape[1], normalise=run.recipe.model.normalize)
+        measure = self.measure(embeddings[0].shape[1], normalise=modules(run).normalize)
         return contrast(run, measure, batches, embeddings)
 
     @cached_property
