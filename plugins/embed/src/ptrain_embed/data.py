@@ -127,4 +127,5 @@ def process_rows(run: Run, split: str, dataset: Dataset) -> Dataset:
     batches = (work.batch(table, at * BLOCK) for at, table in enumerate(tables))
     found = open_arrow(write_batches(batches, schema, workspace().path(f"{split}.arrow")))
     report.documents = len(found)
+    work.note_cuts()
     return counted(found, report)

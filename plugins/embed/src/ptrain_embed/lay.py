@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 CONTRADICTED = "negatives that are a positive of the same query"
 REPEATED = "documents that their row has twice"
 EMPTY = "without a document that is left"
-LONG_QUERY, LONG_DOCUMENT = (
-    "queries longer than max_query_length (cut)",
-    "documents longer than max_document_length (cut)",
-)
 LISTS = ("relations", "scores", "documents", "document_keys")
 Loaded = dict[str, Any]
 
@@ -35,13 +32,14 @@ class Laying:
 
     Attributes:
         labels: of all rows of the split.
-        report: gets what was left out or cut.
+        report: gets what was left out, and the tokens that were cut off.
+        cut: how many queries and documents were longer than they may be.
     """
 
     def __init__(self, run: Run, labels: Labels, report: Report) -> None:
         from ptrain_embed.model import prompts
 
-        self.labels, self.report = labels, report
+        self.labels, self.report, self.cut = labels, report, Counter[str]()
         self._tokenizer = run.tokenizer
         self._data = cast("EmbedData", run.recipe.data)
         self._lengths = self._data.longest_query, self._data.longest_document
@@ -70,6 +68,12 @@ class Laying:
         tokens = token_batch(self._laid(rows))
         extra = pa.RecordBatch.from_pylist([{name: row[name] for name in columns().names} for row in rows], columns())
         return pa.RecordBatch.from_arrays([*tokens.columns, *extra.columns], schema=_joined(tokens, extra))
+
+    def note_cuts(self) -> None:
+        """Say in the report what was cut."""
+        for what, length in zip(("queries", "documents"), self._lengths, strict=True):
+            if count := self.cut[what]:
+                self.report.note(f"{count:,} {what} were longer than {length} tokens, and are cut")
 
     def _chosen(self, row: Loaded) -> Loaded:
         """The row with the documents that are used: none twice, no negative that is a positive, not too many."""
@@ -130,7 +134,7 @@ class Laying:
                     f"{row['origin']}: {f'document {at}' if at else 'the query'} has no token", expected="text"
                 )
             if cut.lost:
-                self.report.drop(LONG_DOCUMENT if at else LONG_QUERY, row["origin"])
+                self.cut["documents" if at else "queries"] += 1
                 self.report.lost_tokens += cut.lost
 
 
