@@ -108,6 +108,7 @@ def ptrain(name: str, options: argparse.Namespace) -> Mapping[str, float]:
 
 def recipe(job: Mapping[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What ptrain runs."""
+    saved = {"type": "sentence-transformers", "output_dir": str(folder / "model"), "save_end_of_training": True}
     return {
         "type": "embed",
         "model": {"name_or_path": str(options.model), "dtype": "fp32"},
@@ -125,9 +126,7 @@ def recipe(job: Mapping[str, Any], options: argparse.Namespace, folder: Path) ->
         "epochs": job["epochs"],
         "loss_log_interval": 0,
         "output_dir": str(folder / "run"),
-        "checkpoint": [
-            {"type": "sentence-transformers", "output_dir": str(folder / "model"), "save_end_of_training": True}
-        ],
+        "checkpoint": [saved] if job in (JOBS["pairs"], JOBS["sts"]) else [],
     }
 
 
@@ -138,9 +137,9 @@ def peer(name: str, options: argparse.Namespace) -> Mapping[str, float]:
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
-        losses,
     )
-    from sentence_transformers.training_args import BatchSamplers
+    from sentence_transformers.base.sampler import BatchSamplers
+    from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback
 
     job, folder = JOBS[name], Path(tempfile.mkdtemp())
@@ -174,7 +173,8 @@ def peer(name: str, options: argparse.Namespace) -> Mapping[str, float]:
         loss=made["cached" if contrastive and job["chunk"] < job["batch"] else job["loss"]](),
     ).train()  # fmt: skip
     numbers = clock.numbers(job["batch"])
-    model.save(str(folder / "model"))
+    if name in ("pairs", "sts"):
+        model.save(str(folder / "model"))
     return {**numbers, **reached(name, str(folder / "model"), options)}
 
 
