@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 import ptrain
 from ptrain_embed.data import EmbedData
+from ptrain_embed.negatives import Mining
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class Embed(ptrain.Trainer):
             "mrl_dim": "matryoshka",
         }
         not_prepared: ClassVar[frozenset[str]] = frozenset(
-            {"loss", "temperature", "in_batch_negatives", "symmetric", "matryoshka", "teacher_temperature"}
+            {"loss", "temperature", "in_batch_negatives", "symmetric", "matryoshka", "teacher_temperature", "mine"}
         )
 
         loss: Literal["infonce", "cosent", "margin_mse", "kl"] = "infonce"
@@ -58,6 +59,9 @@ class Embed(ptrain.Trainer):
         weighted mean over these sizes and the whole; what is not given a weight has 1. `mrl_dim` is the same key."""
         teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
         """A teacher's scores are divided by it (`margin_mse` and `kl`)."""
+        mine: Mining | None = None
+        """How `ptrain embed mine` finds hard negatives for the rows of `data.sources`. Training itself does not read
+        it."""
 
         @field_validator("matryoshka", mode="before")
         @classmethod
