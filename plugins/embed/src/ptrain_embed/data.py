@@ -8,6 +8,7 @@ each line of its tensors, and a line may hold many rows: queries and documents c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ptrain import Run
+    from ptrain_embed.lay import Laying
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -108,7 +110,7 @@ def process_rows(run: Run, split: str, dataset: Dataset) -> Dataset:
     """Token rows of rows that `canonical_rows` has given their shape; what was left out or cut is in the report.
 
     Raises:
-        DataError: there is no room for a text, a text has no tokens, or there is but one row.
+        DataError: there is no room for a text, or a text has no tokens.
     """
     import pyarrow as pa
 
@@ -121,11 +123,19 @@ def process_rows(run: Run, split: str, dataset: Dataset) -> Dataset:
 
     report = workspace().report(split)
     report.rows += len(dataset)
-    tables: Any = dataset.with_format("arrow").iter(batch_size=BLOCK)
     work = Laying(run, labels_of(dataset), report)
     schema = pa.schema([*token_schema(), *columns()])
-    batches = (work.batch(table, at * BLOCK) for at, table in enumerate(tables))
-    found = open_arrow(write_batches(batches, schema, workspace().path(f"{split}.arrow")))
+    found = open_arrow(write_batches(_laid(work, dataset), schema, workspace().path(f"{split}.arrow")))
     report.documents = len(found)
     work.note_cuts()
     return counted(found, report)
+
+
+def _laid(work: Laying, dataset: Dataset) -> Iterator[pa.RecordBatch]:
+    from ptrain.data.progress import progress
+
+    tables: Any = dataset.with_format("arrow").iter(batch_size=BLOCK)
+    with progress("preparing", len(dataset)) as done:
+        for at, table in enumerate(tables):
+            yield work.batch(table, at * BLOCK)
+            done(len(table))

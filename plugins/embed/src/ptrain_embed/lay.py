@@ -78,11 +78,8 @@ class Laying:
     def _chosen(self, row: Loaded) -> Loaded:
         """The row with the documents that are used: none twice, no negative that is a positive, not too many."""
         positive = self.labels.positives(row["query_key"])
-        known, seen, left = (
-            set(positive.tolist()),
-            set(),
-            {POSITIVE: self._data.positives, NEGATIVE: self._data.negatives},
-        )
+        left = {POSITIVE: self._data.positives, NEGATIVE: self._data.negatives}
+        known, seen = set(positive.tolist()), set[int]()
         kept: list[int] = []
         for at, (key, relation) in enumerate(zip(row["document_keys"], row["relations"], strict=True)):
             room = left.get(relation)
