@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from ptrain import Feature, hookimpl
+from ptrain import Config, Feature, hookimpl
 from ptrain.catalog import Catalog, Offer
+from ptrain.data.attached import Attached
 from ptrain.errors import PtrainError
 from ptrain.parts import Optimizer, Scheduler
 from ptrain.plan.devices import Device
 from ptrain.plan.forecast import Forecast, forecast
+from ptrain.plan.memory import ROOM
 from ptrain.plan.offline import offline
 from ptrain.recipe.load import load_recipe
 from ptrain.recipe.sections import OptimizerConfig, SchedulerConfig
@@ -56,6 +58,38 @@ class Peeking(Feature):
         model = yield
         model.lm_head.weight.sum().item()
         return model
+
+
+class Moving(Feature):
+    """Keeps what the forward pass saves in the memory of the machine."""
+
+    @hookimpl(wrapper=True)
+    def forward(self) -> Any:
+        """The forward pass."""
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: (t.device, t.to("cpu")), lambda kept: kept[1].to(kept[0])
+        ):
+            return (yield)
+
+
+class Halving(Feature):
+    """Has two workers share rows."""
+
+    class Config(Config):
+        """Keys of it."""
+
+        looks: bool = False
+        """Whether it looks at values."""
+
+    @hookimpl(wrapper=True)
+    def create_dataloader(self) -> Any:
+        """The first half of each row."""
+        return Attached((yield), self.halved)
+
+    def halved(self, batch: Any) -> Any:
+        """The first half."""
+        length = batch["input_ids"].shape[1] // (2 if not self.config.looks or batch["input_ids"].sum().item() else 1)
+        return {**batch, "input_ids": batch["input_ids"][:, :length], "position_ids": batch["position_ids"][:, :length]}
 
 
 class OneCycle(Scheduler):
@@ -100,6 +134,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: 
     offers = {
         Offer("plugin", "frozen", "tests", "0", "tests"): Frozen,
         Offer("plugin", "peeking", "tests", "0", "tests"): Peeking,
+        Offer("plugin", "moving", "tests", "0", "tests"): Moving,
+        Offer("plugin", "halving", "tests", "0", "tests"): Halving,
         Offer("optimizer", "whole", "tests", "0", "tests"): Whole,
         Offer("scheduler", "one-cycle", "tests", "0", "tests"): OneCycle,
     }
@@ -228,6 +264,36 @@ def test_choices_change_what_they_say(plan: Any) -> None:
     assert found.memory.share(GPU, 8) == found.memory.peak / 10**9
     on_cpu = plan(device=Device("cpu", "cpu", 10**9), workers=2)
     assert not on_cpu.memory.recompute and on_cpu.memory.share(on_cpu.device, 2) == 2 * on_cpu.memory.peak / 10**9
+
+
+def test_the_longest_rows_fit_and_longer_ones_do_not(plan: Any) -> None:
+    """Both are planned as what they are; of a model that fits no device, none do."""
+    rows = ["data.sources=[{type: jsonl, path: gone.jsonl}]", "micro_batch_size=2"]
+    longest = plan(rows).longest
+    fits, too_long = (
+        plan([*rows, f"data.max_length={length}"]).memory for length in (longest, longest + longest // 100)
+    )
+    assert fits.share(GPU, 1) <= ROOM < too_long.share(GPU, 1)
+    assert plan(rows, device=Device("a GPU", "cuda", 10**5)).longest == 0
+
+
+def test_what_is_moved_to_the_machine_is_counted_there(plan: Any) -> None:
+    """Whoever moves what the forward pass keeps; the device has that much less of it, but for one layer's."""
+    again = ["model.disable_activation_checkpoint=false", "model.config.num_hidden_layers=12", "train_iters=1"]
+    kept, moved = plan(again).memory, plan([*again, "plugins={moving: {}}"]).memory
+    layer = 4 * kept.samples * kept.length * 32
+    assert kept.host == 0 and moved.host >= 12 * layer
+    assert kept.activations - moved.activations >= 9 * layer
+
+
+def test_what_plugins_make_of_batches_is_followed(plan: Any) -> None:
+    """A worker's part of the rows; who looks at values is named, and the batch stays as it was."""
+    whole, halved = plan(workers=2).memory, plan(["plugins={halving: {}}"], workers=2).memory
+    assert whole.length == whole.columns == halved.length == 2 * halved.columns
+    assert 0.4 < halved.activations / whole.activations < 0.6
+    looking = plan(["plugins={halving: {looks: true}}"], workers=2)
+    assert looking.memory.columns == whole.length
+    assert any(line.startswith("what plugins make of batches: Tensor.item() cannot") for line in looking.unknown)
 
 
 def test_nobody_is_asked_while_a_plan_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

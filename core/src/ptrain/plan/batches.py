@@ -28,10 +28,11 @@ def blank_batch(run: Run, samples: int, length: int, unknown: list[str]) -> Batc
     try:
         loader = run.stack.wrapped("create_dataloader", [batch], run=run, split="train", dataset=None)
         batch = next(iter(loader))
-    except PtrainError as error:
-        if error.__cause__ is None:
+    except Exception as error:  # whatever code of others raises where there are no values
+        if isinstance(error, PtrainError) and error.__cause__ is None:
             raise
-        line = f"what plugins make of batches: {error.problems[0].message}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = f"what plugins make of batches: {reason}"
         if line not in unknown:
             unknown.append(line)
     # With a mask, transformers does not look at positions, which have no values here.
