@@ -124,7 +124,7 @@ def test_what_is_wrong_stands_where_it_is_written(problems: Problems, more: str,
 
 
 def test_a_feature_may_not_take_names_of_core(load: Load) -> None:
-    with pytest.raises(PluginError, match="plugin `taking` of ptrain-long 1[.]0 takes `seed`"):
+    with pytest.raises(PluginError, match=r"plugin `taking` of ptrain-long 1[.]0 takes `seed`"):
         load(MINIMAL + "plugins: {taking: {}}\n")
 
 

@@ -23,7 +23,8 @@ def blank_batch(run: Run, samples: int, length: int, unknown: list[str]) -> Batc
     ids = torch.zeros(samples, length, dtype=torch.int64, device="meta")
     batch: Batch = {
         "input_ids": ids, "shift_labels": ids, "position_ids": ids, "document_ids": ids,
-        "document_lengths": [[length]] * samples, "rows": samples, "row_numbers": list(range(samples)), "split": "train",
+        "document_lengths": [[length]] * samples, "rows": samples, "row_numbers": list(range(samples)),
+        "split": "train",
     }  # fmt: skip
     try:
         loader = run.stack.wrapped("create_dataloader", [batch], run=run, split="train", dataset=None)

@@ -39,8 +39,7 @@ class Forecast:
         parameters: likewise, as are those below.
         memory: of one worker, as the recipe is.
         others: the same, with one thing chosen differently, by what that is.
-        longest: tokens of the longest rows that fit as the recipe is, `micro_batch_size` of them at a time; 0 where none
-            do.
+        longest: tokens of the longest rows that fit, `micro_batch_size` of them at a time; 0 where none do.
         saved: what is written to the disk.
         warnings: what the recipe needs and this machine lacks.
         unknown: what can't be known, one line each.
@@ -85,7 +84,8 @@ def forecast(loaded: Loaded, directory: Path, workers: int, device: Device) -> F
     return Forecast(
         loaded.recipe.type, workers, device, splits(prepared) if prepared else {},
         padding(run, prepared.train) if prepared else None, made.batch, made.steps, made.parameters, made.memory,
-        made.others, made.longest, saved(run, made.steps, made.memories), warnings, [*unknown, *_never_known(run, device)],
+        made.others, made.longest, saved(run, made.steps, made.memories), warnings,
+        [*unknown, *_never_known(run, device)],
     )  # fmt: skip
 
 

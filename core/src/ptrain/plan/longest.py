@@ -12,7 +12,7 @@ Point = tuple[int, float]
 
 
 def longest(share: Callable[[int], float], step: int, start: int, most: float) -> int:
-    """The greatest multiple of `step`, to within half a hundredth, for which `share` is at most `most`; 0 where none is.
+    """The greatest multiple of `step`, to within half a hundredth, whose `share` is at most `most`; 0 where none is.
 
     The memory of rows is a maximum of straight lines over their length, so the line through two lengths that fit says
     from where on none does, and the line from one that fits to one that does not says up to where all do. Finding out

@@ -41,7 +41,8 @@ def settle(section: Section, document: Document) -> tuple[dict[str, str], list[P
 def move(found: Gathered, document: Document) -> list[Problem]:
     """Give the trainer and the features their keys that stand elsewhere.
 
-    `"model.gen_seq_length"` of a trainer's aliases stands in the section `model`, `".window"` of a feature's at the top.
+    `"model.gen_seq_length"` of a trainer's aliases stands in the section `model`, `".window"` of a feature's at the
+    top level.
     """
     keys = top_level(found.features.values())
     top = Section("", (), {key: value for key, value in document.data.items() if key in keys}, Config)
