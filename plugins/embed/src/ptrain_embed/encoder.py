@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ptrain_embed.model import EmbedModel, modules, vectors, width
 
@@ -38,7 +38,7 @@ class Encoder:
         """How many numbers a vector has."""
         self._prompts: dict[Kind | None, str] = {None: "", "query": made.query_prompt, "document": made.document_prompt}
         # Decoders add no special tokens, so that an empty text has no token at all.
-        self._empty = tokenizer.eos_token_id or tokenizer.pad_token_id or 0
+        self._empty = cast(int, tokenizer.eos_token_id or tokenizer.pad_token_id or 0)
         self._forward, self._limits, self._together = forward, limits, together
 
     @classmethod
@@ -128,8 +128,8 @@ class Encoder:
 
     def _cut(self, texts: list[str], length: int) -> list[list[int]]:
         """The tokens of texts, at most `length` of each; at least one."""
-        found: Any = self.tokenizer(texts, truncation=True, max_length=length, padding=False)
-        return [ids or [self._empty] for ids in found["input_ids"]]
+        found = self.tokenizer(texts, truncation=True, max_length=length, padding=False)["input_ids"]
+        return [ids or [self._empty] for ids in cast("list[list[int]]", found)]
 
     def _filled(self, ids: list[tuple[int, list[int]]], tokens: int) -> Iterator[tuple[list[int], Batch]]:
         """Rows of documents end to end, each of about `tokens` tokens."""
