@@ -14,7 +14,7 @@ from ptrain import engine as engines
 from ptrain.weights import whole
 from ptrain_sequence_parallel import mlp
 
-TOKENS, WORKERS, LENGTHS = 5, 2, (17, 4)
+TOKENS, WORKERS, LENGTHS = 5, 2, (17, 2)
 """Of a tile; and of the rows of each worker, of which the second has one tile."""
 
 
@@ -31,7 +31,7 @@ CASES = {
     f"ZeRO {stage}, {checkpoint}{', adapter' * adapter}": Case(stage, checkpoint, adapter)
     for stage, checkpoint, adapter in [
         (0, "kept", False), (0, "reentrant", False), (0, "non-reentrant", False), (0, "non-reentrant", True),
-        (2, "non-reentrant", False), (3, "kept", False), (3, "reentrant", False), (3, "non-reentrant", False),
+        (1, "kept", False), (2, "kept", False), (2, "non-reentrant", False), (3, "kept", False), (3, "reentrant", False), (3, "non-reentrant", False),
         (3, "non-reentrant", True),
     ]
 }  # fmt: skip

@@ -62,7 +62,7 @@ def check_attention(config: PretrainedConfig, size: int) -> None:
 
 
 def check_mlps(config: PretrainedConfig) -> None:
-    """Raise ModelError where a model has an MLP that can't be cut; of models that transformers lacks it is said later."""
+    """Raise ModelError where a model has an MLP that can't be cut; of models of others it is said later."""
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 

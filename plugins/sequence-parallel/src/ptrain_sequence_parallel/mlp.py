@@ -179,11 +179,11 @@ def _in_tiles(size: int) -> Callable[[Any, torch.Tensor], torch.Tensor]:
 
     def forward(mlp: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         plain: Forward = partial(type(mlp).forward, mlp)
-        if hidden[..., 0].numel() <= size:
-            return plain(hidden)
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         trained = [p for p in mlp.parameters() if p.requires_grad]
         if torch.is_grad_enabled() and (rows.requires_grad or trained):
+            # A single tile too: ZeRO adds gradients up over the workers in the order in which they come, and here they
+            # come in another order than from the plain layers.
             # What is kept is named before the tiles are computed: a layer that is computed again to have it stops here.
             made = _Tiled.apply(_Again(plain, rows), size, rows, *trained)
         else:
