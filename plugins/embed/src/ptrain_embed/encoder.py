@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ptrain_embed.model import EmbedModel, modules, vectors, width
@@ -44,14 +44,15 @@ class Encoder:
     @classmethod
     def load(
         cls, name_or_path: str, *, device: str | torch.device | None = None, dtype: Any = None,
-        max_length: int | None = None,
+        max_length: int | Mapping[Kind, int] | None = None, **keys: Any,
     ) -> Encoder:  # fmt: skip
         """Of a model by its name on the hub, or of a folder.
 
         Args:
             device: by default the GPU, if there is one.
             dtype: of its weights, such as `bf16` or `torch.bfloat16`; by default fp32.
-            max_length: the most tokens of a text; by default what the model was made for.
+            max_length: the most tokens of a text, or of a text of each kind; by default what the model was made for.
+            keys: of the section `model`, such as `query_prompt`, where they differ from what the model says.
 
         Raises:
             ModelError: there is none, or it does something that is not known here.
@@ -63,7 +64,7 @@ class Encoder:
         from ptrain.hub import explained
 
         asked = str(dtype or "fp32").removeprefix("torch.")
-        config = EmbedModel.Config(type="embed", name_or_path=name_or_path, dtype=DTYPES.get(asked, asked))  # type: ignore[arg-type]
+        config = EmbedModel.Config(type="embed", name_or_path=name_or_path, dtype=DTYPES.get(asked, asked), **keys)  # type: ignore[arg-type]
         part = EmbedModel(config)
         with explained("tokenizer of the model", name_or_path):
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
@@ -73,8 +74,10 @@ class Encoder:
         def forward(batch: Batch) -> torch.Tensor:
             return vectors(model, stages.forward(None, model, batch), batch, part.modules)  # type: ignore[arg-type]
 
-        longest = max_length or longest_text(part, tokenizer, model)
-        return cls(model, tokenizer, part.modules, place, forward, dict.fromkeys((None, "query", "document"), longest))
+        given = max_length if isinstance(max_length, Mapping) else {}
+        longest = max(given.values()) if given else max_length or longest_text(part, tokenizer, model)
+        lengths: dict[Kind | None, int] = {None: longest, "query": longest, "document": longest, **given}  # type: ignore[dict-item]
+        return cls(model, tokenizer, part.modules, place, forward, lengths)
 
     @classmethod
     def of(cls, run: Run) -> Encoder:

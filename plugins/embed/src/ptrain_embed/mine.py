@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ptrain_embed.candidates import Candidates
 
 SUFFIXES = (".jsonl", ".parquet")
+KEYS = {"pooling", "normalize", "projection", "query_prompt", "document_prompt", "revision", "trust_remote_code"}
+"""Of the section `model`: what vectors depend on besides its weights."""
 QUERIES = 8192
 """Queries that are searched for at a time, after which what was found is kept."""
 
@@ -110,7 +112,8 @@ class Search:
         import numpy as np
 
         settings, candidates = self._settings, self._candidates
-        made_of = {"texts": candidates.digest, "model": self.model, "files": fingerprint(self.model), **self._lengths()}
+        made_of = {"texts": candidates.digest, "model": self.model, "files": fingerprint(self.model), **self._lengths}
+        made_of["keys"] = self._keys
         documents = self._embedded("documents", candidates.documents, "document", made_of)
         queries = self._embedded("queries", candidates.queries, "query", made_of)
         made_of |= {"top_k": settings.top_k, "engine": settings.engine}
@@ -152,12 +155,21 @@ class Search:
         from ptrain_embed.encoder import Encoder
 
         if self._encoder is None:
-            self._encoder = Encoder.load(self.model, max_length=self._lengths()["max_length"])
+            self._encoder = Encoder.load(self.model, max_length=self._lengths, **self._keys)
         return self._encoder.encode(texts if isinstance(texts, list) else texts.to_pylist(), kind)
 
-    def _lengths(self) -> dict[str, int]:
+    @property
+    def _lengths(self) -> dict[Any, int]:
+        """The most tokens of a text, as in training."""
         data: Any = self._run.recipe.data
-        return {"max_length": data.max_length}
+        return {"query": data.longest_query, "document": data.longest_document}
+
+    @property
+    def _keys(self) -> dict[str, Any]:
+        """What the section `model` says of vectors; nothing of another model."""
+        if self._settings.model is not None:
+            return {}
+        return self._run.recipe.model.model_dump(include=KEYS, exclude_none=True)
 
 
 def fingerprint(model: str) -> list[list[Any]]:
