@@ -44,11 +44,23 @@ CUSTOM_LOSS = """
 """
 
 
+DOUBLED = """
+    import ptrain
+
+    @ptrain.hookimpl(wrapper=True)
+    def token_logprobs():
+        return 2 * (yield)
+"""
+
+
 def test_a_custom_loss_of_four_lines(with_code: Any, prepared: Any, recipes: Any) -> None:
-    """It replaces the trainer's; twice the loss is twice the loss."""
+    """It replaces the trainer's; twice the loss is twice the loss. So it is where log-probabilities are doubled, though
+    the trainer asks for their sum."""
     custom, plain = with_code(CUSTOM_LOSS), prepared(recipes(micro_batch_size=4, epochs=1))
-    run_workers([custom, plain], 1)
+    doubled = with_code(DOUBLED, "doubled")
+    run_workers([custom, plain, doubled], 1)
     assert losses(custom)[0] == pytest.approx(2 * losses(plain)[0], rel=1e-6)
+    assert losses(doubled) == pytest.approx(losses(custom), rel=1e-5)
 
 
 def test_a_scalar_loss_is_a_mean_over_samples(with_code: Any) -> None:

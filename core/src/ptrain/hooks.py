@@ -200,8 +200,8 @@ def token_nll(run: Run, hidden: torch.Tensor, labels: torch.Tensor, head: Head |
     """Return the sum of -log p(label) over the positions with a label, a scalar in fp32. Kind: first.
 
     Default: with its gradient formed in the forward pass; from `token_logprobs` where a plugin acts there. The
-    arguments are as in `token_logprobs`, and so is the value; where the sum is all that is needed, this takes less
-    time and less memory. There can be one backward pass through it.
+    arguments are as in `token_logprobs`. Where the sum is all that is needed, this takes less time and memory; it keeps
+    the gradient of the output layer for the backward pass, of which there can be one.
     """
     ...
 

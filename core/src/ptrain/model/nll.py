@@ -28,7 +28,8 @@ def token_nll(head: Head, hidden: torch.Tensor, labels: torch.Tensor, rows: int)
     """The sum of -log p(label) over the positions with a label, a scalar: fp32, or fp64 where logits are.
 
     The gradients of hidden states and head are formed with it and multiplied in the backward pass, of which there can
-    be one alone. The head's is added up over the tiles in fp32. Without gradients, none is formed.
+    be one alone; until then they are kept. The head's is added up over the tiles in fp32. Without gradients, none is
+    formed.
 
     Args:
         head: maps hidden states [n, h] to logits [n, v].
