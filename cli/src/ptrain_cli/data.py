@@ -94,7 +94,8 @@ def show(
 
 
 def _sample(sample: Sample, coloured: bool) -> str:
-    lines = [f"\n--- sample {sample.number}: {sample.tokens:,} tokens, {sample.supervised:,} of them learnt"]
+    learnt = f", {sample.supervised:,} of them learnt" if sample.supervised else ""
+    lines = [f"\n--- sample {sample.number}: {sample.tokens:,} tokens{learnt}"]
     for number, parts in enumerate(sample.documents, 1):
         if len(sample.documents) > 1:
             lines.append(f"--- document {number}")
@@ -139,8 +140,9 @@ def audit_command(
 
 
 def _lines(split: str, one: Audit) -> list[str]:
-    share = one.supervised_tokens / one.tokens if one.tokens else 0.0
-    lines = [f"{split}: {one.source}: {one.rows:,} rows, {one.tokens:,} tokens, {share:.1%} learnt"]
+    lines = [f"{split}: {one.source}: {one.rows:,} rows"]
+    if one.tokens:  # none of rows that only their trainer understands
+        lines[0] += f", {one.tokens:,} tokens, {one.supervised_tokens / one.tokens:.1%} learnt"
     if one.turns:
         ended = 1 - one.unended_turns / one.turns
         lines.append(f"  {one.turns:,} assistant turns, {ended:.1%} of them with an end-of-turn token that is learnt")

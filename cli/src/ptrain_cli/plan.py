@@ -137,10 +137,10 @@ def _steps(made: Forecast) -> Iterator[str]:
 
 def _data(made: Forecast) -> Iterator[str]:
     for split, rows in made.rows.items():
-        share = rows.supervised / rows.tokens if rows.tokens else 0.0
+        share = f", {rows.supervised / rows.tokens:.1%} supervised" if rows.supervised else ""
         full = f" ({rows.fullness:.1%} full)" if rows.fullness is not None else ""
         counts = f"{rows.rows:,} rows, {rows.samples:,} samples{full}, {rows.tokens:,} tokens"
-        yield f"{split}: {counts}, {share:.1%} supervised"
+        yield f"{split}: {counts}{share}"
         if rows.dropped:
             yield f"{split}: " + ", ".join(f"{count:,} {reason}" for reason, count in rows.dropped.items())
     if made.padding is not None:

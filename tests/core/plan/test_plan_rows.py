@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ptrain.loaders import train_loader
 from ptrain.plan.rows import largest_batch, padding
+from ptrain.recipe.dump import dump
 from ptrain.recipe.load import load_recipe
 from ptrain.run import Run
 
@@ -63,6 +64,18 @@ def test_padding_is_that_of_an_epoch(rows: Dataset, world: int, data: dict[str, 
     assert padding(run, rows) == pytest.approx(1 - tokens / computed, abs=1e-9)
     found = largest_batch(run, rows, 3)
     assert found.samples == 3 and found.tokens >= largest and found.length == (64 if "pad_to" in data else found.length)
+
+
+def test_padding_of_other_batches_is_not_known(rows: Dataset, tmp_path: Path) -> None:
+    """Where something else than core's loader lays them out; a wrapper of that lays out nothing."""
+    for wrapper, known in ((True, True), (False, False)):
+        code = tmp_path / f"mine_{wrapper}.py"
+        code.write_text(
+            f"import ptrain\n@ptrain.hookimpl(wrapper={wrapper})\ndef create_dataloader(run, split, dataset):\n"
+            f"    return {'(yield)' if wrapper else '[]'}\n"
+        )
+        run = run_of(0, 1)
+        assert (padding(Run(load_recipe(dump(run.recipe), code=code), tmp_path), rows) is not None) is known
 
 
 def test_labels_are_counted(rows: Dataset) -> None:

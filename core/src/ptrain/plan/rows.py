@@ -86,12 +86,17 @@ def prepared_rows(run: Run, unknown: list[str]) -> Prepared | None:
         return None
 
 
-def padding(run: Run, rows: Dataset) -> float:
-    """The share of the positions computed in the first epoch that hold no token."""
+def padding(run: Run, rows: Dataset) -> float | None:
+    """The share of the positions computed in the first epoch that hold no token.
+
+    None where a trainer or plugin lays out batches of its own.
+    """
     import numpy as np
 
     from ptrain.data.sampler import StepSampler
 
+    if sum(role == "answers" for _, role, _ in run.stack.order("create_dataloader")) > 1:
+        return None
     recipe = run.recipe
     size = recipe.micro_batch_size
     sampler = StepSampler(len(rows), size, run.accumulation, 0, run.data_world, recipe.data.seed)
