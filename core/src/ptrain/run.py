@@ -74,6 +74,7 @@ class Run:
         recipe_hash: of the keys that change results, and of the user's code.
         data_digest: of the prepared training rows.
         head: maps hidden states to logits; checked against the model when it is first needed.
+        device_memory: bytes of the GPU that this worker computes on, or that a plan is made for; None on CPU.
         loss_tile: tokens whose logits are there at a time; None: as many as take a quarter of a GiB.
         kill_switch: the run saves and stops when this file appears.
         accumulation: micro-batches of this worker in one optimizer step.
@@ -93,6 +94,7 @@ class Run:
     recipe_hash: str = ""
     data_digest: str = ""
     head: Head | None = None
+    device_memory: int | None = None
     loss_tile: int | None = None
     kill_switch: Path = Path("stop")
     trackers: Trackers = field(default_factory=lambda: Trackers(()))

@@ -36,6 +36,8 @@ def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any)
     run.recipe_hash = spec["recipe_hash"]
     run.kill_switch = run.recipe.kill_switch_path or directory / KILL_SWITCH
     run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank)
+    if run.device.type == "cuda":
+        run.device_memory = torch.cuda.get_device_properties(run.device).total_memory
     run.trackers = Trackers(trackers(run) if run.rank == 0 else [])
     return run
 

@@ -112,6 +112,7 @@ class _Planned:
 
         run, prepared = self.run, self.prepared
         run.device = torch.device("meta")
+        run.device_memory = None if self.device.kind == "cpu" else self.device.bytes
         if prepared is not None:
             checks.check_evaluation(run, prepared.eval)
             checks.check_rows(run, len(prepared.train))

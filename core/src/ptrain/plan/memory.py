@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ROOM = 0.9
 """The share of a device that may be needed before it is doubtful whether it is enough."""
 
+FOLLOWED = 4
+"""Tiles of logits; twice as many are followed at the most, as each further one adds the same."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -199,5 +202,9 @@ class Memories:
         from ptrain.model.logprobs import tile_rows
         from ptrain.plan.activations import logits
 
-        vocabulary = self._run.hf_config.get_text_config().vocab_size
-        return logits(self._run.model, labels, tile_rows(vocabulary, self._run.loss_tile))
+        rows = tile_rows(self._run.hf_config.get_text_config().vocab_size, self._run.loss_tile)
+        few, more = FOLLOWED * rows, 2 * FOLLOWED * rows
+        if labels <= more:
+            return logits(self._run.model, labels, rows)
+        one, other = logits(self._run.model, few, rows), logits(self._run.model, more, rows)
+        return other + (other - one) * (labels - more) // (more - few)

@@ -30,15 +30,18 @@ BLOCK = 2**28
 
 
 @contextmanager
-def offloading(model: PreTrainedModel, batch: Mapping[str, Any], how: Literal["auto"] | bool) -> Iterator[None]:
+def offloading(
+    model: PreTrainedModel, batch: Mapping[str, Any], how: Literal["auto"] | bool, memory: int | None = None
+) -> Iterator[None]:
     """Within it, the inputs of layers (but of the last) that are kept for a backward pass go to the host until then.
 
     Args:
         batch: what the model's body is about to be given.
         how: `auto` does it on a GPU alone, for batches whose inputs of layers take more than `SHARE` of its memory.
+        memory: of the GPU, in bytes; None where there is none.
     """
     ids, found = batch["input_ids"], layers(model)
-    wanted = pays(model, ids) if how == "auto" else how
+    wanted = pays(model, ids, memory) if how == "auto" else how
     if not (wanted and found and torch.is_grad_enabled() and computes_again(model)):
         yield
         return
@@ -66,11 +69,9 @@ def computes_again(model: PreTrainedModel) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def pays(model: PreTrainedModel, ids: torch.Tensor) -> bool:
-    """Whether the inputs of all layers for `ids`, int64 [b, s], take more than `SHARE` of a GPU's memory."""
-    if ids.device.type != "cuda":
-        return False
-    return kept_bytes(model, ids.numel()) > SHARE * torch.cuda.get_device_properties(ids.device).total_memory
+def pays(model: PreTrainedModel, ids: torch.Tensor, memory: int | None) -> bool:
+    """Whether the inputs of all layers for `ids`, int64 [b, s], take more than `SHARE` of a GPU's `memory`."""
+    return memory is not None and kept_bytes(model, ids.numel()) > SHARE * memory
 
 
 def kept_bytes(model: PreTrainedModel, tokens: int) -> int:

@@ -133,11 +133,11 @@ class SequenceParallel(ptrain.Feature):
             check_parts(run, self._group(run))
 
     @ptrain.hookimpl(wrapper=True)
-    def forward(self, model: PreTrainedModel, batch: Batch) -> Any:
+    def forward(self, run: Run, model: PreTrainedModel, batch: Batch) -> Any:
         """The hidden states; what layers are computed from again waits in the memory of the host."""
         from ptrain_sequence_parallel.offload import offloading
 
-        with offloading(model, batch, self.config.offload_activations):
+        with offloading(model, batch, self.config.offload_activations, run.device_memory):
             return (yield)
 
     @ptrain.hookimpl(wrapper=True)
