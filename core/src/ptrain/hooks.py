@@ -100,7 +100,7 @@ def process(run: Run, split: str, dataset: Dataset) -> Dataset:
     """Return token rows for `split`: `input_ids`, `labels`, `document_lengths`. Kind: first.
 
     Default: render, tokenise, mask, over-length policy, pack; the trainer supplies it. Each is a list of
-    ints; `labels` is aligned with `input_ids` (not shifted), -100 where nothing is learnt.
+    ints; `labels` is aligned with `input_ids` (not shifted), -100 where nothing is learnt. Further columns are kept.
     When: during preparation, before any process group exists; the result is cached.
     """
     ...
@@ -111,7 +111,7 @@ def create_dataloader(run: Run, split: str, dataset: Dataset) -> Iterable[Batch]
     """Return the micro-batches of this worker. Kind: first. Default: pure sampler and collate.
 
     When: once for each split, in every worker. A batch holds `input_ids`, `shift_labels`, `position_ids`,
-    `document_ids`, all int64 [b, s], and `document_lengths`.
+    `document_ids`, all int64 [b, s], `document_lengths`, and further columns of the rows as lists.
     """
     ...
 
