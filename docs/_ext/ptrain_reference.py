@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer.main
 from pydantic.fields import FieldInfo
@@ -67,6 +67,9 @@ def generated_recipe() -> Iterator[str]:
         if trainer.Config.model_fields:
             yield f"### Top level of `type: {name}`"
             yield table(trainer.Config)
+        for key, config in nested(trainer.Config):
+            yield f"### {key} of `type: {name}`"
+            yield table(config)
     for name, config in SECTIONS.items():
         yield f"## {name}"
         yield table(config)
@@ -115,6 +118,14 @@ def table(config: type[Config], beyond: type[Config] | None = None) -> str:
         for name, field in fields.items()
     ]
     return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def nested(config: type[Config]) -> Iterator[tuple[str, type[Config]]]:
+    """The keys that hold a section of their own, and what that may have."""
+    for name, field in config.model_fields.items():
+        for option in (field.annotation, *get_args(field.annotation)):
+            if isinstance(option, type) and issubclass(option, Config):
+                yield name, option
 
 
 def same(field: FieldInfo, other: FieldInfo) -> bool:
