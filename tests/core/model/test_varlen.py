@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -38,15 +38,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def document_by_document(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, scale: float | None, left: int
-) -> torch.Tensor:
-    """Causal attention of [tokens, heads, d], within `left` tokens to the left (all where it is negative)."""
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, scale: float | None, left: int,
+    right: int = 0,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of [tokens, heads, d], within so many tokens to the left and right (all where that is negative)."""
     out = []
     for start, stop in zip(ends.tolist(), ends.tolist()[1:], strict=False):
         q, k, v = (t[start:stop].transpose(0, 1) for t in (query, key, value))
         k, v = (t.repeat_interleave(len(q) // len(t), dim=0) for t in (k, v))
         distance = torch.arange(stop - start)[:, None] - torch.arange(stop - start)[None]
-        mask = (distance >= 0) & ((distance <= left) | (left < 0))
+        mask = ((-distance <= right) | (right < 0)) & ((distance <= left) | (left < 0))
         out.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(0, 1))
     return torch.cat(out)
 
@@ -56,15 +57,13 @@ def torch_kernel(q: Any, k: Any, v: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: in
     assert max_q == max_k == int(cu_seq_q.diff().max())
     assert kwargs["enable_gqa"] or q.shape[1] == k.shape[1]
     left, right = kwargs["window_size"]
-    assert right == 0
-    return document_by_document(q, k, v, cu_seq_q, kwargs["scale"], left)
+    return document_by_document(q, k, v, cu_seq_q, kwargs["scale"], left, right)
 
 
 def flash_kernel(q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, **kwargs: Any) -> Any:
     """`flash_attn_varlen_func` of flash-attn, by its documentation."""
-    assert kwargs["causal"]
-    left = kwargs.get("window_size", (-1, -1))[0]
-    return document_by_document(q, k, v, cu_seqlens_q, kwargs["softmax_scale"], left)
+    left, right = kwargs.get("window_size", (-1, -1))
+    return document_by_document(q, k, v, cu_seqlens_q, kwargs["softmax_scale"], left, 0 if kwargs["causal"] else right)
 
 
 def one_document_a_row(q: Any, k: Any, v: Any, **kwargs: Any) -> Any:
@@ -126,6 +125,35 @@ def test_a_whole_model(family: str, name: str, rows: list[list[int]]) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for one, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", [VARLEN, "flash_attention_2"])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_an_encoder(family: str, name: str) -> None:
+    """Attention in both directions, within a window in some layers."""
+    torch.manual_seed(0)
+    own = {"local_attention": 8, "num_hidden_layers": 4, "cls_token_id": 2, "sep_token_id": 3}
+    keys = {
+        key: value
+        for key, value in SMALL.items()
+        if key not in ("head_dim", "num_key_value_heads", "num_hidden_layers")
+    }
+    config = AutoConfig.for_model(
+        family, bos_token_id=2, eos_token_id=3, **keys, **(own if family == "modernbert" else {"num_hidden_layers": 2})
+    )
+    model = AutoModel.from_config(config, attn_implementation=NAME).float().eval()
+    batch = batch_of(LENGTHS)
+    expected, found = (_hidden(model, batch, one) for one in (NAME, name))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    model.config._attn_implementation = name
+    alone = model(input_ids=batch["input_ids"][:1, :7]).last_hidden_state[0] if name == VARLEN else expected[:7]
+    torch.testing.assert_close(found[:7], alone, atol=1e-5, rtol=0)
+
+
+def _hidden(model: Any, batch: dict[str, Any], name: str) -> torch.Tensor:
+    model.config._attn_implementation = name
+    return stages.forward(SimpleNamespace(), model, batch)[batch["document_ids"] >= 0].detach()  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("kernels")
