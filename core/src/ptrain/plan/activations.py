@@ -35,10 +35,14 @@ TRACED = "ptrain_traced"
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes that are alive at a time: on the `device`, and on the `host` of what is moved there."""
+    """The most bytes that are alive at a time: on the `device`, and on the `host` of what is moved there.
+
+    `kept` are those on the device between the forward and the backward pass.
+    """
 
     device: int
     host: int
+    kept: int
 
 
 def body(
@@ -63,9 +67,10 @@ def body(
             model.gradient_checkpointing_disable()
     with _counted(model, gradients) as live:
         hidden = forward()
+        kept = live.now
         if hidden.requires_grad:
             hidden.backward(torch.empty_like(hidden))
-    return Peak(live.peak, live.host_peak)
+    return Peak(live.peak, live.host_peak, kept)
 
 
 def logits(model: PreTrainedModel, labels: int, rows: int) -> int:

@@ -34,6 +34,7 @@ class Memory:
         columns: positions of each row that are this worker's, where workers share rows; otherwise all.
         weights, gradients, optimizer: with the optimizer's fp32 weights.
         activations: of the body of the model, at their peak; None where they can't be found out.
+        kept: those of them that are there between the forward and the backward pass, while logits are; likewise.
         logits: of log-probabilities and their gradient; likewise.
         growing: of activations and gradients together, at their peak, in a step in which gradients begin at nothing;
             None where they are there all the time.
@@ -52,6 +53,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int | None
+    kept: int | None
     logits: int | None
     growing: int | None
     buffers: int
@@ -60,8 +62,8 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most at a time, in the passes or in the optimizer step; as if activations and logits peaked together."""
-        passes = (self.activations or 0) + (self.logits or 0)
+        """The most at a time, in the passes or in the optimizer step."""
+        passes = max(self.activations or 0, (self.kept or 0) + (self.logits or 0))
         passes = max(passes, self.growing) if self.growing is not None else passes + self.gradients
         return self.weights + self.optimizer + max(passes + self.buffers, self.gradients + self.update)
 
@@ -120,12 +122,12 @@ class Memories:
         samples, columns = self._batch(batch.samples, batch.length)["input_ids"].shape
         body = self._body(batch.samples, batch.length, recompute)
         if body is None:
-            return {"columns": columns, "activations": None, "logits": None, "growing": None, "host": 0}
+            return {"columns": columns, "activations": None, "kept": None, "logits": None, "growing": None, "host": 0}
         growing = None
         if how.stage < 2 and not how.several:
             growing = self._body(batch.samples, batch.length, recompute, gradients=True)
         return {
-            "columns": columns, "activations": body.device, "host": body.host,
+            "columns": columns, "activations": body.device, "kept": body.kept, "host": body.host,
             "logits": self._logits(min(batch.labels, samples * columns)),
             "growing": growing.device if growing else None,
         }  # fmt: skip
