@@ -15,6 +15,7 @@ import torch
 from embed_worker import replay
 from harness import losses, run_workers
 
+from ptrain.testing import shards
 from ptrain.testing.recipes import merged
 from ptrain.testing.rows import WORDS, write_rows
 from ptrain.testing.workers import run_workers as run_in_workers
@@ -62,12 +63,12 @@ def embed(recipes: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def rows_of(spec: Path) -> list[tuple[dense.Query, list[list[int]]]]:
+def rows_of(spec: Path, split: str = "train") -> list[tuple[dense.Query, list[list[int]]]]:
     """The prepared rows: what is known of each, and the tokens of its query and documents."""
     from ptrain.data.cache import open_prepared
 
     found = []
-    for row in open_prepared(Path(json.loads(spec.read_text())["prepared"])).train:
+    for row in getattr(open_prepared(Path(json.loads(spec.read_text())["prepared"])), split):
         ends = list(itertools.accumulate(row["document_lengths"]))
         tokens = [row["input_ids"][a:b] for a, b in zip([0, *ends], ends, strict=False)]
         one = dense.Query(
@@ -90,10 +91,7 @@ def bare(model: Any, rows: list[Any], steps: list[list[int]], keys: dict[str, An
     found = []
     for numbers in steps:
         chosen = [rows[number] for number in numbers]
-        texts = [tokens for _, row in chosen for tokens in row]
-        vectors = [model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in texts]
-        embeddings = torch.nn.functional.normalize(torch.stack(vectors), dim=1)
-        loss = dense.loss([query for query, _ in chosen], embeddings, keys)
+        loss = dense.loss([query for query, _ in chosen], embedded(model, chosen), keys)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -101,6 +99,13 @@ def bare(model: Any, rows: list[Any], steps: list[list[int]], keys: dict[str, An
         schedule.step()
         found.append(loss.item())
     return found
+
+
+def embedded(model: Any, rows: list[Any]) -> torch.Tensor:
+    """Every text on its own: the mean of its hidden states, of length 1."""
+    texts = [tokens for _, row in rows for tokens in row]
+    vectors = [model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in texts]
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=1)
 
 
 def steps_of(spec: Path, workers: int) -> list[list[int]]:
@@ -169,3 +174,39 @@ def test_dropout_is_the_same_in_both_passes(embed: Any, prepared: Any) -> None:
     run_in_workers(replay, spec, log=spec.parent / "worker.log")
     found = json.loads((spec.parent / "replay.json").read_text())
     assert found["step"] == pytest.approx(found["whole"], rel=1e-5)
+
+
+def test_evaluation_contrasts_as_many_rows_as_a_step(embed: Any, prepared: Any, tiny_model: Path) -> None:
+    """However they are cut: the loss and the accuracy of the model that training begins with."""
+    from transformers import AutoModel
+
+    changes = {
+        "data": {"train_eval_split": [0.4, 0.6]}, "eval_at_start": True, "train_iters": 1, "temperature": 0.1,
+        "micro_batch_size": 4, "deepspeed": {"zero_optimization": {"stage": 3}},
+    }  # fmt: skip
+    specs = [prepared(embed(eval_micro_batch_size=size, **changes)) for size in (1, 4)]
+    run_workers(specs, 2)
+    rows, model = rows_of(specs[0], "eval"), AutoModel.from_pretrained(tiny_model, dtype=torch.float32)
+    assert len(rows) == 13
+    losses, right, pairs = 0.0, 0.0, 0
+    for begin in range(0, len(rows), GLOBAL):
+        chosen = rows[begin : begin + GLOBAL]
+        with torch.no_grad():
+            vectors, queries = embedded(model, chosen), [query for query, _ in chosen]
+            number = sum(query.relations.count(1) for query in queries)
+            losses += number * dense.loss(queries, vectors, {"temperature": 0.1}).item()
+            right += number * dense.accuracy(queries, vectors, True)
+            pairs += number
+    for spec in specs:
+        first = json.loads((spec.parent / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["eval/loss"] == pytest.approx(losses / pairs, abs=1e-5)
+        assert first["eval/accuracy"] == pytest.approx(right / pairs)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("pooling", ["cls", "last"])
+def test_texts_in_two_parts(pooling: str, ptrain_run: Any, ptrain_recipe: Any) -> None:
+    """Two workers, each of which has half of every text, learn what one does; means are tried by the kit."""
+    recipe = ptrain_recipe("embed", model={"pooling": pooling}, micro_batch_size=2, gradient_accumulation_steps=2)
+    parts, alone = ptrain_run(recipe, workers=2, code=Path(shards.__file__)), ptrain_run(recipe)
+    assert parts.losses == pytest.approx(alone.losses, abs=1e-5)

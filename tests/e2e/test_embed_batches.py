@@ -20,13 +20,17 @@ def store(folder: Path, seed: int) -> None:
     """Write a batch of queries, each with a positive of its own and a negative that another has too."""
     rng = np.random.default_rng(seed)
     count = QUERIES + NEGATIVES
-    queries, documents = ([rng.integers(5, 60, rng.integers(3, 20)).tolist() for _ in range(n)] for n in (QUERIES, count))
+    queries, documents = (
+        [rng.integers(5, 60, rng.integers(3, 20)).tolist() for _ in range(n)] for n in (QUERIES, count)
+    )
     pairs = [(at, at, 1) for at in range(QUERIES)] + [(at, QUERIES + at % NEGATIVES, -1) for at in range(QUERIES)]
     folder.mkdir(parents=True)
     for name, columns in {
         "queries": {"BATCH_QUERY_ID": range(QUERIES), "QUERY_TOKEN_ID_LIST": queries},
         "documents": {"BATCH_DOCUMENT_ID": range(count), "DOCUMENT_TOKEN_ID_LIST": documents},
-        "relations": dict(zip(("BATCH_QUERY_ID", "BATCH_DOCUMENT_ID", "RELEVANCE"), zip(*pairs, strict=True), strict=True)),
+        "relations": dict(
+            zip(("BATCH_QUERY_ID", "BATCH_DOCUMENT_ID", "RELEVANCE"), zip(*pairs, strict=True), strict=True)
+        ),
     }.items():
         table = pa.table({key: pa.array(list(values)) for key, values in columns.items()})
         pq.write_table(table, folder / f"{name}.parquet")
