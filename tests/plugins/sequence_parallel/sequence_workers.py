@@ -28,6 +28,7 @@ SINGLE = {"atol": 1e-4, "rtol": 1e-4}
 """For families that compute norms or routers of experts in fp32, whatever the model does."""
 HEADS = [(8, 8), (8, 4), (8, 2), (8, 1), (12, 4), (12, 3), (12, 6), (4, 2)]
 """Of queries, and of keys and values: fewer than workers, as many, more, and such as lie across their borders."""
+SHALLOW = {"num_hidden_layers": 2}
 OTHERS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 5}, "gpt_neox": {}, "mixtral": {"num_local_experts": 3}, "cohere2": {"sliding_window": 5},
 }  # fmt: skip
@@ -101,20 +102,24 @@ def _check_sums(group: Group) -> None:
 def models() -> Iterator[tuple[str, Any, list[int]]]:
     """A model of each kind in fp64, and the sizes that its heads can be divided by."""
     for heads, shared in HEADS:
-        sizes = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_key_value_heads": shared}
+        sizes = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_key_value_heads": shared, **SHALLOW}
         yield f"llama {heads}/{shared}", teacher("llama", **sizes), [2, 4]
     for family in OWN:
-        yield family, teacher(family), [2, 4]
+        yield family, teacher(family, **({} if family == "qwen2" else SHALLOW)), [2, 4]
     for family, keys in OTHERS.items():
         torch.manual_seed(0)
-        yield family, AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SMALL, **keys})).eval(), [2]
+        yield (
+            family,
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SMALL, **SHALLOW, **keys})).eval(),
+            [2],
+        )
     made = student(teacher("qwen2"), 3, 1, moved=0.1)
     yield "a student", made, [2, 4]
     taught = student(teacher("qwen2"), 3, 1, moved=0.1)
     taught.config.swiftkv = False
     yield "a student as its teacher", taught, [4]
     for reentrant in (False, True):
-        recomputed = teacher("mistral").train()
+        recomputed = teacher("mistral", **SHALLOW).train()
         recomputed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
         recomputed.enable_input_require_grads()
         yield f"checkpointed, reentrant {reentrant}", recomputed, [4]
@@ -200,13 +205,14 @@ def check_all() -> None:
     check_exchange()
     check_keywords()
     check_models()
+    check_flex()
 
 
 def check_flex() -> None:
     """Flex attention has no gradient on a CPU: hidden states alone, in fp32."""
     torch.set_default_dtype(torch.float32)
     for name in ("llama", "mistral"):
-        model = teacher(name)
+        model = teacher(name, **SHALLOW)
         model.set_attn_implementation("flex_attention")
         batch = _batch(model)
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,18 @@ def test_a_batch_without_rows_stays_without_any() -> None:
         part = cut(batch, Group(4, rank), pad_id=7)
         assert part["input_ids"].shape == (1, 1) and part["rows"] == 0
         assert part["document_ids"].item() == -1 and part["shift_labels"].item() == -100
+
+
+def test_flash_attention_is_told_of_whole_rows() -> None:
+    """Where documents begin in the rows laid end to end, with the padding that parts have."""
+    from ptrain.model.varlen import VARLEN, document_arguments
+
+    ids = torch.zeros(2, 9, dtype=torch.int64)
+    whole = {"input_ids": ids, "position_ids": ids, "document_lengths": [[3, 5], [9]]}
+    model: Any = SimpleNamespace(config=SimpleNamespace(_attn_implementation=VARLEN))
+    for rank in range(2):
+        told = document_arguments(model, cut(whole, Group(2, rank), pad_id=0))
+        assert told["cu_seq_lens_q"].tolist() == [0, 3, 8, 10, 19, 20] and told["max_length_q"] == 9
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -40,11 +40,19 @@ def check_parts(run: Run, group: Group) -> None:
     torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MAX)
     difference, largest = worst.tolist()
     if not difference <= TOLERANCE.get(run.model.dtype, 0.05) * largest:
-        raise ModelError(
+        error = ModelError(
             f"{type(run.model).__name__} makes something else of a sequence in {group.size} parts than of the whole: "
             f"hidden states differ by {difference:.2g}",
             fix="train it without `sequence-parallel`, or with `size: 1`",
         )
+        if run.model.dtype == torch.float32 or not _routes(run):
+            raise error
+        run.warn(f"{error} (rounding may have sent tokens to other experts, which would be no fault)")
+
+
+def _routes(run: Run) -> bool:
+    """Whether a model sends tokens to experts, so that rounding makes a great difference now and then."""
+    return bool(getattr(run.model.config.get_text_config(), "num_experts_per_tok", None))
 
 
 def _batch(run: Run) -> dict[str, Any]:
