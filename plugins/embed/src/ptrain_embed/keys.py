@@ -25,7 +25,8 @@ class Labels:
 
     def positives(self, query: int) -> np.ndarray:
         """The keys of all documents that some row labels a positive of this query, int64 [n]."""
-        return self.documents[slice(*self.queries.searchsorted([query, query + 1]))]
+        first, last = (self.queries.searchsorted(query, side) for side in ("left", "right"))
+        return self.documents[first:last]
 
 
 def labels_of(dataset: Dataset) -> Labels:
@@ -33,10 +34,12 @@ def labels_of(dataset: Dataset) -> Labels:
     import numpy as np
 
     queries, owners, positives = _pairs(dataset)
-    pairs = np.unique(np.stack([queries[owners], positives], axis=1), axis=0)
+    order = np.lexsort((positives, queries[owners]))
+    pairs = np.stack([queries[owners], positives])[:, order]
+    pairs = pairs[:, np.diff(pairs, axis=1, prepend=pairs[:, :1] - 1).any(axis=0)]
     rows = np.concatenate([np.arange(len(queries)), owners])
     keys = np.concatenate([queries, positives])
-    return Labels(components(rows, keys, len(queries)), pairs[:, 0], pairs[:, 1])
+    return Labels(components(rows, keys, len(queries)), *pairs)
 
 
 def components(rows: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:

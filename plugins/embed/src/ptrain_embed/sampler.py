@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ptrain.data.sampler import StepSampler
@@ -31,10 +32,10 @@ class BatchSampler(StepSampler):
     in_turn: bool = field(default=False, kw_only=True)
     _batches: tuple[int, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
 
-    @property
-    def steps_per_epoch(self) -> int:
+    @cached_property
+    def steps_per_epoch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - asked at every step
         """Optimizer steps of one pass over the rows."""
-        return sum(-(-len(rows) // self.global_batch) for rows in self._by_set())
+        return sum(-(-len(rows) // self.global_batch) for rows in self._by_set)
 
     def step_rows(self, step: int) -> list[int]:
         """The rows of optimizer step `step` (from 0) over all workers, the longest first."""
@@ -53,7 +54,7 @@ class BatchSampler(StepSampler):
 
         if self._batches is None or self._batches[0] != epoch:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
-            found = [self._dealt(rows, generator) for rows in self._by_set()]
+            found = [self._dealt(rows, generator) for rows in self._by_set]
             if not self.in_turn:
                 found = [[batch] for batches in found for batch in batches]
             self._batches = (epoch, [batch for at in generator.permutation(len(found)) for batch in found[at]])
@@ -69,7 +70,10 @@ class BatchSampler(StepSampler):
         count = -(-len(rows) // self.global_batch)
         return [rows[order[at::count]] for at in range(count)]
 
+    @cached_property
     def _by_set(self) -> list[np.ndarray]:
+        """The rows of each set, in the order of the sets."""
         import numpy as np
 
-        return [np.flatnonzero(self.sets == one) for one in np.unique(self.sets)]
+        order = np.argsort(self.sets, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.sets[order])) + 1)
