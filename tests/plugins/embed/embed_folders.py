@@ -103,7 +103,7 @@ def build(recipe: dict[str, Any], folder: Path, rank: int, world: int) -> Any:
     return run
 
 
-def train(run: Any, texts: Sequence[str], steps: int = 2) -> None:
+def train(run: Any, texts: Sequence[str], steps: int = 3) -> None:
     """Draw the vectors of `texts`, all in one row, towards the first one's."""
     from ptrain.data.collate import collate
     from ptrain_embed.model import embed_batch
@@ -115,6 +115,7 @@ def train(run: Any, texts: Sequence[str], steps: int = 2) -> None:
         made = run.engine(lambda: embed_batch(run, collate([row], pad_id=0)))
         run.engine.backward((made[1:] - made[:1].detach()).square().sum())
         run.engine.update()
+        run.scheduler.step()
         run.progress.step += 1
 
 

@@ -70,7 +70,9 @@ class EmbedModel(ptrain.HuggingFaceModel):
 
     def auto(self, config: PretrainedConfig) -> str:
         """The body alone; of an encoder with a decoder, the encoder."""
-        return "AutoModelForTextEncoding" if config.is_encoder_decoder else "AutoModel"
+        # The configuration of such an encoder, once it is saved, says so by its architecture alone.
+        half = any(name.endswith("EncoderModel") for name in config.architectures or ())
+        return "AutoModelForTextEncoding" if config.is_encoder_decoder or half else "AutoModel"
 
     def adapt(self, model: PreTrainedModel) -> None:
         """Put the projection beside the body, if there is one, and freeze what no vector depends on."""

@@ -108,8 +108,9 @@ def _prompts(settings: Mapping[str, Any]) -> tuple[str, str]:
     texts = settings.get("prompts") or {}
     default = texts.get(settings.get("default_prompt_name") or "") or ""
     query = texts.get("query", default)
-    document = next((texts[one] for one in DOCUMENT_PROMPTS if one in texts), default)
-    return query or "", document or ""
+    # Newer versions write an empty `document` beside the one that the model was trained with.
+    document = next((text for one in DOCUMENT_PROMPTS if (text := texts.get(one))), default)
+    return query or "", document
 
 
 def _file(name: str, revision: str | None, path: str) -> Path | None:
