@@ -45,6 +45,10 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
         1, {"size": 1, "tiled_mlp": True, "model": {"name_or_path": "", "config": {"model_type": "mixtral", **KEYS}}},
         r"MixtralForCausalLM can't compute its MLPs in tiles: layer 0 .*fix: write `tiled_mlp: auto`",
     ),
+    "activations that are kept": (
+        1, {"size": 1, "offload_activations": True, "model": {"disable_activation_checkpoint": True}},
+        r"`offload_activations: true` has nothing to offload where `model.disable_activation_checkpoint` is true",
+    ),
     "no worker": (1, {"size": 0}, r"plugins.sequence-parallel.size`.*at least 1"),
 }  # fmt: skip
 

@@ -75,6 +75,10 @@ class SequenceParallel(ptrain.Feature):
             )
             at = where(("model", "attn_implementation"))
             found.append(ptrain.Problem(message, at, fix="write `attn_implementation: auto`"))
+        kept = "disable_activation_checkpoint"
+        if self.config.offload_activations is True and getattr(run.recipe.model, kept, None):
+            message = f"`offload_activations: true` has nothing to offload where `model.{kept}` is true"
+            found.append(ptrain.Problem(message, where(("model", kept)), fix=f"leave `{kept}` out, or write `false`"))
         return found
 
     @ptrain.hookimpl(wrapper=True)
