@@ -32,8 +32,8 @@ class BatchSampler(StepSampler):
     in_turn: bool = field(default=False, kw_only=True)
     _batches: tuple[int, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
 
-    @cached_property
-    def steps_per_epoch(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - asked at every step
+    @property
+    def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the rows."""
         return sum(-(-len(rows) // self.global_batch) for rows in self._by_set)
 
