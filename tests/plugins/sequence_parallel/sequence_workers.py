@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from swiftkv_made import OWN, SMALL, student, teacher
+from swiftkv_made import SMALL, student, teacher
 from torch import distributed
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -101,10 +101,10 @@ def _check_sums(group: Group) -> None:
 
 def models() -> Iterator[tuple[str, Any, list[int]]]:
     """A model of each kind in fp64, and the sizes that its heads can be divided by."""
-    for heads, shared in HEADS:
+    for heads, shared in HEADS[2:6]:
         sizes = {"hidden_size": 8 * heads, "num_attention_heads": heads, "num_key_value_heads": shared, **SHALLOW}
         yield f"llama {heads}/{shared}", teacher("llama", **sizes), [2, 4]
-    for family in OWN:
+    for family in ("mistral", "qwen2", "qwen3", "deepseek_v2"):
         yield family, teacher(family, **({} if family == "qwen2" else SHALLOW)), [2, 4]
     for family, keys in OTHERS.items():
         torch.manual_seed(0)
@@ -229,9 +229,9 @@ def check_flex() -> None:
 
 @contextlib.contextmanager
 def two_machines() -> Iterator[None]:
-    """Within it, there seem to be two machines with two workers each."""
+    """Within it, each worker seems to be on a machine of its own."""
     before = {name: os.environ.get(name) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    os.environ.update(LOCAL_RANK=str(int(os.environ["RANK"]) % 2), LOCAL_WORLD_SIZE="2")
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     try:
         yield
     finally:
@@ -248,12 +248,12 @@ def refused(recipes: list[dict[str, Any]]) -> None:
     apart, meant, mixed = recipes
     with two_machines():
         _refuses(
-            apart, r"workers 0 to 3 would share sequences, and they are not on one machine.*2 workers of a machine"
+            apart, r"workers 0 to 1 would share sequences, and they are not on one machine.*1 workers of a machine"
         )
         meant["plugins"]["sequence-parallel"]["across_nodes"] = True
         with ptrain.open_run(meant) as opened:
-            assert opened.run.shards == 4 and opened.step().loss > 0
-    _refuses(mixed, r"makes something else of a sequence in 4 parts.*hidden states differ by", plugins=[shifted])
+            assert opened.run.shards == 2 and opened.step().loss > 0
+    _refuses(mixed, r"makes something else of a sequence in 2 parts.*hidden states differ by", plugins=[shifted])
 
 
 def _refuses(recipe: dict[str, Any], message: str, **more: Any) -> None:

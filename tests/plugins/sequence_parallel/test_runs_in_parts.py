@@ -19,11 +19,10 @@ from ptrain.testing.recipes import Material, merged
 from ptrain.testing.rows import WORDS, write_rows
 from ptrain.testing.runs import prepare
 
-WORKERS = 4
 STAGES, SIZES = (0, 1, 2, 3), (1, 2, 4)
 Case = tuple[str, int, int]
 """A kind of run, the stage of ZeRO, and how many workers share a sequence."""
-CHEAP: list[Case] = [("packed", 0, 2), ("packed", 3, 4), ("masked", 3, 4), ("dpo", 3, 2), ("swiftkv", 3, 4)]
+CHEAP: list[Case] = [("masked", 3, 2), ("dpo", 2, 2), ("swiftkv", 0, 2)]
 TRAINERS = {
     "packed": "sft", "masked": "sft", "causal": "causal", "dpo": "dpo", "cached": "dpo", "adapter": "dpo",
     "swiftkv": "swiftkv",
@@ -66,15 +65,17 @@ def recipe_of(material: Material, kind: str, **changes: Any) -> dict[str, Any]:
     return material.recipe(TRAINERS[kind], **merged(merged(base, own), changes))
 
 
-def shared(size: int, stage: int = 0, **more: Any) -> dict[str, Any]:
-    """What a recipe has besides, so that four workers take four rows a step, and `size` of them share each.
+def shared(size: int, stage: int = 0, *, saving: bool = False, **more: Any) -> dict[str, Any]:
+    """What a recipe has besides, so that workers take as many rows a step as without, and `size` of them share each.
 
-    With four, everything else that saves memory is on too.
+    Args:
+        stage: of ZeRO.
+        saving: everything else that saves memory is on too.
     """
-    saving = {"tiled_mlp": 7, "tiled_loss": 5, "offload_activations": True} if size == 4 else {}
+    others = {"tiled_mlp": 7, "tiled_loss": 5, "offload_activations": True} if saving else {}
     return {
         "gradient_accumulation_steps": size, "deepspeed": {"zero_optimization": {"stage": stage}},
-        "plugins": {"sequence-parallel": {"size": size, **saving}},
+        "plugins": {"sequence-parallel": {"size": size, **others}},
         "model": {"disable_activation_checkpoint": not saving}, **more,
     }  # fmt: skip
 
@@ -109,33 +110,30 @@ def compare(found: Path, expected: Path, where: str) -> None:
         )
 
 
-def check(material: Material, folder: Path, cases: list[Case]) -> None:
-    """Make the runs of `cases`, and for each kind one without the feature, in the same four workers; compare them."""
+def check(material: Material, folder: Path, cases: list[Case], workers: int) -> None:
+    """Make the runs of `cases`, and for each kind one without the feature, in the same workers; compare them."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in cases))
-    plain = {kind: prepare(recipe_of(material, kind), folder / kind, workers=WORKERS) for kind in kinds}
-    specs = {
-        case: prepare(
-            recipe_of(material, case[0], **shared(case[2], case[1])),
-            folder / "-".join(map(str, case)),
-            workers=WORKERS,
-        )
-        for case in cases
-    }
-    run_workers([*plain.values(), *specs.values()], WORKERS)
+    plain = {kind: prepare(recipe_of(material, kind), folder / kind, workers=workers) for kind in kinds}
+    specs = {}
+    for case in cases:
+        kind, stage, size = case
+        recipe = recipe_of(material, kind, **shared(size, stage, saving=size == workers))
+        specs[case] = prepare(recipe, folder / "-".join(map(str, case)), workers=workers)
+    run_workers([*plain.values(), *specs.values()], workers)
     for (kind, stage, size), spec in specs.items():
         compare(spec, plain[kind], f"{kind}, ZeRO {stage}, {size} workers share a sequence")
 
 
 def test_runs_are_those_without(ptrain_material: Material, tmp_path: Path) -> None:
-    """Packed rows, parts without a label, pairs with a second model beside, a student: some sizes and stages."""
-    check(ptrain_material, tmp_path, CHEAP)
+    """Parts without a label, workers without rows, pairs with a second model beside, a student."""
+    check(ptrain_material, tmp_path, CHEAP, 2)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_runs_are_those_without_in_every_way(kind: str, ptrain_material: Material, tmp_path: Path) -> None:
-    """Every trainer, size and stage of ZeRO."""
-    check(ptrain_material, tmp_path, list(itertools.product([kind], STAGES, SIZES)))
+    """Every trainer, size and stage of ZeRO, on four workers."""
+    check(ptrain_material, tmp_path, list(itertools.product([kind], STAGES, SIZES)), 4)
 
 
 def test_some_part_holds_no_label(ptrain_material: Material, tmp_path: Path) -> None:
@@ -145,36 +143,41 @@ def test_some_part_holds_no_label(ptrain_material: Material, tmp_path: Path) -> 
     from ptrain_sequence_parallel.groups import Group
     from ptrain_sequence_parallel.shards import cut
 
-    spec = prepare(recipe_of(ptrain_material, "masked"), tmp_path / "run", workers=WORKERS)
+    spec = prepare(recipe_of(ptrain_material, "masked"), tmp_path / "run")
     row = open_prepared(Path(json.loads(spec.read_text())["prepared"])).train.with_format("numpy")[0]
-    labels = [int((cut(collate([row], pad_id=0), Group(4, r), 0)["shift_labels"] != -100).sum()) for r in range(4)]
-    assert labels[:3] == [0, 0, 0] and labels[3] > 0
+    for size in (2, 4):
+        parts = [cut(collate([row], pad_id=0), Group(size, rank), 0)["shift_labels"] for rank in range(size)]
+        assert [bool((part != -100).any()) for part in parts] == [False] * (size - 1) + [True]
 
 
-def test_resume_on_another_size(ptrain_material: Material, tmp_path: Path) -> None:
-    """A run that is cut off goes on with another size, or without the feature, as if nothing had been."""
-    whole = prepare(recipe_of(ptrain_material, "packed"), tmp_path / "whole", workers=WORKERS)
-    ways: dict[str, dict[str, Any]] = {
-        "on four instead of two": shared(4, 2), "on two": shared(2, 2), "without": {**shared(1, 2), "plugins": {}},
-    }  # fmt: skip
+def resume(material: Material, folder: Path, begun: dict[str, Any], ways: dict[str, Any], workers: int) -> None:
+    """Cut a run off after its first step and go on in each way; compare with the run without the feature."""
     # What stays as it is; it is the global batch that is kept, whatever `gradient_accumulation_steps` says.
     same = {"model": {"disable_activation_checkpoint": False}, "gradient_accumulation_steps": 2}
-    begun = [
-        prepare(
-            recipe_of(ptrain_material, "packed", **{**shared(2, 2, exit_iteration=1), **same}),
-            tmp_path / name,
-            workers=WORKERS,
-        )
-        for name in ways
-    ]
-    run_workers([whole, *begun], WORKERS)
-    going_on = [
-        prepare(recipe_of(ptrain_material, "packed", **{**way, **same}), tmp_path / name, workers=WORKERS, resume=True)
-        for name, way in ways.items()
-    ]
-    run_workers(going_on, WORKERS)
+
+    def made(name: str, resume: bool, **changes: Any) -> Path:
+        recipe = recipe_of(material, "packed", **{**changes, **same})
+        return prepare(recipe, folder / name, workers=workers, resume=resume)
+
+    whole = prepare(recipe_of(material, "packed"), folder / "whole", workers=workers)
+    run_workers([whole, *(made(name, False, **begun, exit_iteration=1) for name in ways)], workers)
+    going_on = [made(name, True, **way) for name, way in ways.items()]
+    run_workers(going_on, workers)
     for name, spec in zip(ways, going_on, strict=True):
         found, expected = metrics(spec), metrics(whole)
         assert [line["step"] for line in found] == [1, 2, 3], name
         assert [line["tokens"] for line in found] == [line["tokens"] for line in expected], name
         assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], abs=1e-5, rel=0)
+
+
+def test_resume_without(ptrain_material: Material, tmp_path: Path) -> None:
+    """A run that is cut off goes on without the feature as if nothing had been."""
+    resume(ptrain_material, tmp_path, shared(2, 2), {"without": {**shared(1, 2), "plugins": {}}}, 2)
+
+
+@pytest.mark.exhaustive
+def test_resume_on_another_size(ptrain_material: Material, tmp_path: Path) -> None:
+    """It goes on with more or fewer workers that share a sequence, and with them for the first time."""
+    sizes = {f"on {size}": shared(size, 2) for size in SIZES}
+    resume(ptrain_material, tmp_path / "2", shared(2, 2), {**sizes, "saving": shared(4, 2, saving=True)}, 4)
+    resume(ptrain_material, tmp_path / "1", {**shared(1, 2), "plugins": {}}, {"on 4": shared(4, 2)}, 4)

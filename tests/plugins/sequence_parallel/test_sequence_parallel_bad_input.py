@@ -102,6 +102,6 @@ def test_check_and_run_say_where(file: Callable[[int], Path]) -> None:
 def test_what_workers_refuse(ptrain_material: Material, tmp_path: Path) -> None:
     """Groups that span machines, and a layer that mixes positions where nobody looks for it."""
     recipes = [
-        {**recipe_of(ptrain_material, 4), "output_dir": str(tmp_path / name)} for name in ("apart", "together", "mixed")
+        {**recipe_of(ptrain_material, 2), "output_dir": str(tmp_path / name)} for name in ("apart", "together", "mixed")
     ]
-    run_workers(sequence_workers.refused, recipes, log=tmp_path / "log", workers=4)
+    run_workers(sequence_workers.refused, recipes, log=tmp_path / "log", workers=2)
