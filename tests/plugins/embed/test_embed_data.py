@@ -22,8 +22,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from ptrain import DataError, RecipeError
 from ptrain.data.cache import Prepared
+from ptrain.data.workspace import Workspace, using
 from ptrain.job import prepare_data
 from ptrain.recipe.load import load_recipe
+from ptrain_embed import lay
+from ptrain_embed.data import BLOCK, process_rows
 from ptrain_embed.keys import components
 from ptrain_embed.loaders import create_loader, lay_out
 from ptrain_embed.rows import text_key
@@ -170,6 +173,30 @@ def test_tokens_are_those_of_the_tokenizer(texts: list[list[str]], length: int) 
         assert shortened(full, length).ids.tolist() == ids  # [CLS] first and [SEP] last
     with pytest.raises(DataError, match="2 tokens leave no room for a text: 2 of them are special tokens"):
         tokenise(tokenizer, written, 2)
+
+
+def test_a_killed_preparation_is_gone_on_with(
+    prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that are laid out are taken as they are, with what was counted of them; a row that has changed is not."""
+    run, _ = prepared([{"query": f"w{at % 30} w1", "positive": "w2 w3 w4 w5"} for at in range(BLOCK + 5)], max_length=5)
+    (tmp_path / "scratch").mkdir()
+    found = []
+    for changed in (False, False, True):
+        rows = run.raw_rows
+        if changed:
+            rows = rows.map(lambda row, at: {"query": "w9 w9" if at == 3 else row["query"]}, with_indices=True)
+        calls: list[int] = []
+        monkeypatch.setattr(lay, "tokenise", lambda *args, calls=calls: (calls.append(1), tokenise(*args))[1])
+        with using(Workspace(tmp_path / "scratch")) as space:
+            laid = process_rows(run, "train", rows)
+            found.append((laid.to_dict(), space.report("train").json(), len(calls)))
+    first, again, other = found
+    assert first[:2] == again[:2] and (first[2], again[2], other[2]) == (4, 0, 2)
+    assert first[1]["notes"] == [f"{BLOCK + 5:,} documents were longer than 5 tokens, and are cut"]
+    assert (
+        other[0]["input_ids"][3] != first[0]["input_ids"][3] and other[0]["input_ids"][4:] == first[0]["input_ids"][4:]
+    )
 
 
 PAIRS_FILE = Path(__file__).parents[4] / "shared" / "data" / "embed" / "medquad_pairs.jsonl.gz"

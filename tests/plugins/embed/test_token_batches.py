@@ -230,7 +230,7 @@ def test_broken_batches_are_refused_by_name(tmp_path: Path, prepared: Prepare, n
 def test_what_is_not_there_or_can_not_be_read_is_named(tmp_path: Path, prepared: Prepare) -> None:
     with pytest.raises(DataError, match=r"not found: .*nothing"):
         prepared(tmp_path / "nothing")
-    with pytest.raises(DataError, match="not found: .*nothing"):
+    with pytest.raises(DataError, match=r"not found: .*nothing"):
         prepared("memory://nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no batches"):

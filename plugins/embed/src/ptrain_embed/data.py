@@ -123,7 +123,9 @@ def process_rows(run: Run, split: str, dataset: Dataset) -> Dataset:
 
     report = workspace().report(split)
     report.rows += len(dataset)
-    work = Laying(run, labels_of(dataset), report)
+    folder = workspace().folder / f"laid-{split}"
+    folder.mkdir(exist_ok=True)
+    work = Laying(run, labels_of(dataset), report, folder)
     schema = pa.schema([*token_schema(), *columns()])
     found = open_arrow(write_batches(_laid(work, dataset), schema, workspace().path(f"{split}.arrow")))
     report.documents = len(found)
@@ -137,5 +139,5 @@ def _laid(work: Laying, dataset: Dataset) -> Iterator[pa.RecordBatch]:
     tables: Any = dataset.with_format("arrow").iter(batch_size=BLOCK)
     with progress("preparing", len(dataset)) as done:
         for at, table in enumerate(tables):
-            yield work.batch(table, at * BLOCK)
+            yield from work.batches(table, at * BLOCK)
             done(len(table))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 from ptrain import DataError
@@ -11,6 +14,8 @@ from ptrain_embed.rows import NEGATIVE, POSITIVE
 from ptrain_embed.texts import IGNORED, given, shortened, tokenise
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pyarrow as pa
 
@@ -23,12 +28,15 @@ if TYPE_CHECKING:
 CONTRADICTED = "negatives that are a positive of the same query"
 REPEATED = "documents that their row has twice"
 EMPTY = "without a document that is left"
+COUNTS = b"counts"
 LISTS = ("relations", "scores", "documents", "document_keys")
 Loaded = dict[str, Any]
 
 
 class Laying:
-    """Lays queries and their documents end to end.
+    """Lays queries and their documents end to end, a block of rows at a time.
+
+    A finished block is a file named after its content: a preparation that was killed finds it again.
 
     Attributes:
         labels: of all rows of the split.
@@ -36,23 +44,54 @@ class Laying:
         cut: how many queries and documents were longer than they may be.
     """
 
-    def __init__(self, run: Run, labels: Labels, report: Report) -> None:
+    def __init__(self, run: Run, labels: Labels, report: Report, folder: Path) -> None:
         from ptrain_embed.model import prompts
 
         self.labels, self.report, self.cut = labels, report, Counter[str]()
+        self._folder = folder
         self._tokenizer = run.tokenizer
         self._data = cast("EmbedData", run.recipe.data)
         self._lengths = self._data.longest_query, self._data.longest_document
         self._prompts = prompts(run)
         # The rows of such a source hold places in its files instead of tokens.
         self._stored = [getattr(one.config, "stream", False) for one in (*run.parts.sources, *run.parts.eval_sources)]
+        self._known = hashlib.blake2b(digest_size=12)
+        for values in (labels.groups, labels.queries, labels.documents):
+            self._known.update(values.tobytes())
 
-    def batch(self, table: pa.Table, first: int) -> pa.RecordBatch:
+    def batches(self, table: pa.Table, first: int) -> list[pa.RecordBatch]:
         """The token rows of some rows, of which the first has the number `first`.
 
         Raises:
             DataError: names the row with a text that has no tokens.
         """
+        from ptrain.data.arrow import mapped, write_batches
+        from ptrain.data.report import Report
+
+        path = self._folder / f"{first:09d}-{self._digest(table)}.arrow"
+        if not path.exists():
+            own = copy(self)
+            own.report, own.cut = Report(), Counter[str]()
+            batch = own._batch(table, first)
+            counts = json.dumps([own.report.json(), own.cut]).encode()
+            write_batches([batch], batch.schema.with_metadata({COUNTS: counts}), path)
+        found = mapped(path)
+        report, cut = json.loads(found.schema.metadata[COUNTS])
+        self.report.add(Report.of(report))
+        self.cut.update(cut)
+        return found.replace_schema_metadata().to_batches()
+
+    def _digest(self, table: pa.Table) -> str:
+        import pyarrow as pa
+
+        table, sink = table.replace_schema_metadata().combine_chunks(), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        digest = self._known.copy()
+        digest.update(memoryview(sink.getvalue()))
+        return digest.hexdigest()
+
+    def _batch(self, table: pa.Table, first: int) -> pa.RecordBatch:
         import pyarrow as pa
 
         from ptrain.data.documents import token_batch
