@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ptrain.run import Run
 
 FITTING = "leave out what `model.hf_config_kwargs` says of sizes, or download or save the model again"
+OLD_NAMES = {"LayerNorm.gamma", "LayerNorm.beta"}
+"""What the weights of norms are called in very old files."""
 ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
@@ -273,6 +275,7 @@ class HuggingFaceModel(Model):
                 raise ModelError(f"`{name}` does not fit its configuration: {first}", fix=FITTING) from error
         model, report = loaded
         self._check_loaded(name, report, warn)
+        _forget_old_names(model)
         return model
 
     def _check_loaded(self, name: str, report: Mapping[str, Any], warn: Callable[[str], None]) -> None:
@@ -332,6 +335,16 @@ class HuggingFaceModel(Model):
                 expected="the 40 hexadecimal digits of a commit that you have read",
             )
         return self.config.trust_remote_code
+
+
+def _forget_old_names(model: Any) -> None:
+    """See to it that norms are saved by the names that they have.
+
+    Transformers undoes at saving what it renamed at loading, and with ZeRO-3 takes all for renamed that may have been.
+    """
+    kept = getattr(model, "_weight_conversions", None)
+    if kept:
+        model._weight_conversions = [one for one in kept if not OLD_NAMES.intersection(one.source_patterns)]
 
 
 def _some(names: Sequence[str]) -> str:
