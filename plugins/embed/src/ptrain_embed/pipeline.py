@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "ptrain_cli"
 """What `ptrain` is, as a module to run."""
+CHANGED = "changed"
+"""The state of a recipe that has changed since, or of one after it: it is run anew."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Stage:
         """The recipe, checked."""
         return ptrain.open_recipe(self.recipe, self.overrides)
 
-    def command(self, *, resume: bool) -> list[str]:
-        """What runs it."""
+    def command(self, reached: str) -> list[str]:
+        """What runs it, from where it has got to."""
         words = [sys.executable, "-m", PROGRAM, "run", str(self.recipe)]
         words += [word for one in self.overrides for word in ("-o", one)]
         words += ["--workers", str(self.workers)] if self.workers else []
-        return words + (["--resume"] if resume else [])
+        return words + {"begun": ["--resume"], CHANGED: ["--restart"]}.get(reached, [])
 
     def digest(self) -> str:
         """Changes with what the recipe says."""
@@ -82,9 +84,11 @@ class Note:
         self._path, self._state = path, read_note(path)
 
     def reached(self, name: str, digest: str) -> str:
-        """How far this recipe has got; empty where it was another one, or was never begun."""
-        known = self._state.get(name, {})
-        return known["reached"] if known.get("digest") == digest else ""
+        """How far this recipe has got; empty where it was never begun, `CHANGED` where it was another one."""
+        known = self._state.get(name)
+        if known is None:
+            return ""
+        return known["reached"] if known["digest"] == digest else CHANGED
 
     def reach(self, name: str, digest: str, state: str) -> None:
         """Write down how far it has got."""
@@ -102,7 +106,7 @@ def _complete(stage: Stage, digest: str, note: Note, say: Callable[[str], None],
         return 0
     if reached != "trained":
         note.reach(name, digest, "begun")
-        code = subprocess.run(stage.command(resume=reached == "begun"), check=False).returncode
+        code = subprocess.run(stage.command(reached), check=False).returncode
         if code:
             return code
         note.reach(name, digest, "trained")
