@@ -25,6 +25,7 @@ OWN = {"core": "ptrain", "cli": "ptrain_cli"} | {f"plugins/{p}": f"ptrain_{p.rep
 HOMES = list(OWN)
 PROVIDERS = {
     **packages_distributions(),
+    "faiss": ["faiss-cpu"],
     "ptrain": ["ptrain-core"],
     "ptrain_cli": ["ptrain"],
     **{f"ptrain_{plugin.replace('-', '_')}": [f"ptrain-{plugin}"] for plugin in PLUGINS},
@@ -89,6 +90,8 @@ def test_one_licence() -> None:
 
 OF_EXTRAS = {
     "peft": ("ptrain/model/adapters.py", "ptrain/checkpoint/reload.py"),  # a recipe that asks for it is refused before
+    "faiss": ("ptrain_embed/search.py",),  # chosen where it is there
+    "mteb": ("ptrain_embed/mteb_model.py",),  # a task that asks for it is refused before
 }
 """Modules that are reached only where the package of an extra is there, and import it without a guard."""
 

@@ -18,7 +18,12 @@ def model(folder: Path) -> str:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    keys: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    keys: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     made = BertModel(BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=64, **keys))
     # So that texts with other words are apart.
     made.embeddings.word_embeddings.weight.data *= 50
