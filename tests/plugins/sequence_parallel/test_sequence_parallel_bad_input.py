@@ -25,6 +25,9 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
     "workers": (3, {"size": 2}, r"`size` is 2, and the run has 3 workers.*one of 1, 3.*start 2 `--workers`"),
     "one worker": (1, {"size": 2}, r"`size` is 2, and the run has 1 worker, which.*one of 1\b"),
     "heads": (3, {"size": 3}, r"the model has 4 heads, which 3 workers \(`size`\) can't share.*one of 1, 2, 4"),
+    "rows": (
+        8, {"size": 2, "micro_batch_size": 5}, r"17 training samples for 4 groups of 2 workers: fewer than one batch of 20",
+    ),
     "eager": (2, {"size": 2, "model": {"attn_implementation": "eager"}}, r"`attn_implementation: eager`.*fix: .*auto`"),
     "heads of a configuration": (
         4, {"size": 4, "model": {"name_or_path": "", "config": {"model_type": "llama", **KEYS}}}, r"the model has 6 heads",
@@ -53,10 +56,12 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def recipe_of(material: Material, size: int, model: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
+def recipe_of(
+    material: Material, size: int, model: dict[str, Any] | None = None, micro_batch_size: int = 1, **keys: Any
+) -> dict[str, Any]:
     """A tiny recipe."""
     return material.recipe(
-        model=model or {}, tokenizer={"name_or_path": str(material.model)}, micro_batch_size=1,
+        model=model or {}, tokenizer={"name_or_path": str(material.model)}, micro_batch_size=micro_batch_size,
         plugins={"sequence-parallel": {"size": size, **keys}},
     )  # fmt: skip
 
