@@ -187,16 +187,21 @@ def test_scores_of_a_teacher_come_along(tmp_path: Path, prepared: Prepare) -> No
 def test_a_change_of_what_is_stored_is_seen(
     stored: tuple[Path, list[Labels]], uploaded: str, prepared: Prepare, place: str
 ) -> None:
+    """Prepared anew, and other rows, with which no run is resumed: streamed ones too, of which but places are kept."""
     path, system = (
         (stored[0], fsspec.filesystem("file")) if place == "disk" else (uploaded, fsspec.filesystem("memory"))
     )
-    first = prepared(path)[1].path
-    assert prepared(path)[1].path == first
-    with system.open(f"{path}/batch_00000001/relations.parquet", "rb") as file:
-        shorter = pq.read_table(file).slice(1)
-    with system.open(f"{path}/batch_00000001/relations.parquet", "wb") as file:
-        pq.write_table(shorter, file)
-    assert prepared(path)[1].path != first
+    kinds = ({}, {"stream": True, "data": {"batch_from": "one_source"}})
+    first = [prepared(path, **keys)[1] for keys in kinds]
+    assert [prepared(path, **keys)[1].path for keys in kinds] == [one.path for one in first]
+    with system.open(f"{path}/batch_00000001/queries.parquet", "rb") as file:
+        table = pq.read_table(file)
+    tokens = pa.array([[5, *ids[1:]] for ids in table["QUERY_TOKEN_ID_LIST"].to_pylist()])
+    with system.open(f"{path}/batch_00000001/queries.parquet", "wb") as file:
+        pq.write_table(table.set_column(1, "QUERY_TOKEN_ID_LIST", tokens), file)
+    for keys, before in zip(kinds, first, strict=True):
+        after = prepared(path, **keys)[1]
+        assert after.path != before.path and after.digest() != before.digest()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,6 +8,7 @@ so that no label is lost however rows are dealt out to workers; a document witho
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -99,6 +100,11 @@ class TokenBatches(ptrain.Source):
         return [found, self.config.path if self.config.stream else None]
 
     @cached_property
+    def _version(self) -> int:
+        """A hash of what is stored: a part of the keys of streamed rows, so that no run is resumed with other tokens."""
+        return content_key(json.dumps(self.fingerprint(), sort_keys=True).encode())
+
+    @cached_property
     def batches(self) -> list[str]:
         """The folders of the batches, by name.
 
@@ -146,7 +152,7 @@ class TokenBatches(ptrain.Source):
             tokens = [stored.queries[query], *(stored.documents[one] for one, _, _ in partners)]
             keys = [f"{number} query {query}", *(f"{number} {one}" for one, _, _ in partners)]
             hashed = [
-                content_key(key.encode() if self.config.stream else ids.tobytes())
+                content_key(f"{self._version} {key}".encode() if self.config.stream else ids.tobytes())
                 for key, ids in zip(keys, tokens, strict=True)
             ]
             scores = [score for _, _, score in partners if score is not None]
