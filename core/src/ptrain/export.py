@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptrain import checks, saving
+from ptrain.catalog import Catalog
 from ptrain.directory import SPEC, newest_run
 from ptrain.errors import CheckpointError, RecipeError
 from ptrain.recipe.load import load_recipe
@@ -17,6 +18,8 @@ from ptrain.run import Run
 
 if TYPE_CHECKING:
     import torch
+
+    from ptrain.parts import Checkpoint
 
 T = TypeVar("T")
 MERGED = 1e-4
@@ -157,12 +160,19 @@ def _logits(run: Run, model: Any) -> torch.Tensor:
         return model(input_ids=torch.tensor([probe_ids(run)]), use_cache=False).logits[0]
 
 
+def _exporter(name: str) -> Checkpoint:
+    """The checkpoint part of this name, with its defaults."""
+    catalog = Catalog.installed()
+    kind = catalog.load(catalog.find("checkpoint", name))
+    return kind(kind.Config(type=name))
+
+
 def _write(run: Run, target: Path) -> Path:
     """Write aside, load it again in a fresh process, then rename."""
     from ptrain.checkpoint.huggingface import HuggingFaceCheckpoint
 
     own = [part for part in saving.active(run) if isinstance(part, HuggingFaceCheckpoint)]
-    part = own[0] if own else HuggingFaceCheckpoint(HuggingFaceCheckpoint.Config(type="huggingface"))
+    part = own[0] if own else _exporter(run.parts.model.exported_as)
     run.model.eval()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -205,7 +205,8 @@ def _next(run: Run, model: Path | None) -> str:
     from ptrain.saving import active
 
     if model is None:
-        export = f"checkpoint.{len(run.recipe.checkpoint)}={{type: huggingface, save_end_of_training: true}}"
+        kind = run.parts.model.exported_as
+        export = f"checkpoint.{len(run.recipe.checkpoint)}={{type: {kind}, save_end_of_training: true}}"
         return f"to keep a model that others can load, {_again(run, export)}"
     if any(source.type == "tasks" for source in run.recipe.data.sources):
         return f"to train on rows of your own, {_again(run, 'data.sources=[{type: jsonl, path: rows.jsonl}]')}"

@@ -71,11 +71,13 @@ class Model(Part):
     Class attributes:
         registered_by: the module whose import tells transformers' Auto classes of the model's class, where it is not
             one of transformers' own.
+        exported_as: the `type` of the checkpoint part that writes the model for others.
     """
 
     kind = "model"
     Config = sections.ModelConfig
     registered_by: ClassVar[str] = ""
+    exported_as: ClassVar[str] = "huggingface"
 
     def create_config(self, run: Run) -> PretrainedConfig:
         """The Hugging Face configuration of the model."""

@@ -52,6 +52,7 @@ class EmbedModel(ptrain.HuggingFaceModel):
             return OTHER_NAMES.get(value, value) if isinstance(value, str) else value
 
     config: Config
+    exported_as = "sentence-transformers"
     may_lack = r"(^|\.)pooler\."  # which nothing here asks
 
     @functools.cached_property
