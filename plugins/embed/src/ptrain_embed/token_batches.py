@@ -101,7 +101,7 @@ class TokenBatches(ptrain.Source):
 
     @cached_property
     def _version(self) -> int:
-        """A hash of what is stored: a part of the keys of streamed rows, so that no run is resumed with other tokens."""
+        """A hash of what is stored, in the keys of streamed rows: so no run is resumed with other tokens."""
         return content_key(json.dumps(self.fingerprint(), sort_keys=True).encode())
 
     @cached_property
