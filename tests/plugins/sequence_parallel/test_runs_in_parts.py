@@ -70,9 +70,10 @@ def shared(size: int, stage: int = 0, *, saving: bool = False, **more: Any) -> d
 
     Args:
         stage: of ZeRO.
-        saving: everything else that saves memory is on too.
+        saving: everything else that saves memory is on too, otherwise all of it is off.
     """
-    others = {"tiled_mlp": 7, "tiled_loss": 5, "offload_activations": True} if saving else {}
+    off = {"tiled_mlp": False, "tiled_loss": False, "offload_activations": False}
+    others = {"tiled_mlp": 7, "tiled_loss": 5, "offload_activations": True} if saving else off
     return {
         "gradient_accumulation_steps": size, "deepspeed": {"zero_optimization": {"stage": stage}},
         "plugins": {"sequence-parallel": {"size": size, **others}},

@@ -21,9 +21,9 @@ def known_heads(model: Any) -> int | None:
         model: the section `model` of the recipe.
     """
     keys: Mapping[str, Any] = getattr(model, "config", None) or {}
-    if not keys:
+    if not keys and model.name_or_path:
         try:
-            keys = json.loads(Path(model.name_or_path or "", "config.json").read_text(encoding="utf-8"))
+            keys = json.loads(Path(model.name_or_path, "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
     keys = {**keys, **keys.get("text_config", {}), **getattr(model, "hf_config_kwargs", {})}
