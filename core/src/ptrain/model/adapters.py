@@ -96,7 +96,8 @@ def attach(model: PreTrainedModel, keys: Mapping[str, Any], base: str, revision:
     """
     from peft import get_peft_model
 
-    config = peft_config(keys)
+    kind = "CAUSAL_LM" if model.can_generate() else "FEATURE_EXTRACTION"
+    config = peft_config({"task_type": kind, **keys})
     before = _state(model)
     blank = model.device.type == "meta"
     try:
