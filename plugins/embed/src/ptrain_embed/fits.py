@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptrain import DataError, RecipeError
@@ -36,28 +36,27 @@ def check_sizes(run: Run, config: Any, sizes: Mapping[int, float]) -> None:
         )
 
 
-def check_rows(dataset: Dataset, loss: str) -> None:
-    """Raise DataError where no training row has what the loss learns."""
-    if loss == "infonce":
-        if not _any(dataset, "relations", lambda relation: relation == 1):
-            raise DataError(
-                "no row of the training data has a positive, which `loss: infonce` learns",
-                fix="for pairs of sentences with a score, set `loss: cosent`",
-            )
-    elif not _any(dataset, "scores", lambda score: score == score):
-        raise DataError(
-            f"no row of the training data has scores, which `loss: {loss}` learns",
-            expected="a column `score` or `scores` with a number for each document",
-        )
+NEEDED = {
+    "infonce": "a positive",
+    "cosent": "scores",
+    "margin_mse": "a positive and another document, both with scores",
+    "kl": "two documents with scores",
+}
+"""What a row has from which a loss learns."""
 
 
-def _any(dataset: Dataset, column: str, wanted: Any) -> bool:
-    """Whether some value of a column of lists is wanted."""
-    import numpy as np
+def check_rows(dataset: Dataset, loss: str, count: Callable[[Sequence[int], Sequence[float]], int]) -> None:
+    """Raise DataError where the loss has nothing to learn from any of the training rows.
 
+    Args:
+        count: how much it learns from a row, by the relations and scores of its documents.
+    """
     table: Any
-    for table in dataset.with_format("arrow").iter(batch_size=10_000):
-        for chunk in table[column].chunks:
-            if np.any(wanted(chunk.flatten().to_numpy(zero_copy_only=False))):
-                return True
-    return False
+    for table in dataset.select_columns(["relations", "scores"]).with_format("arrow").iter(batch_size=1000):
+        columns = (table[name].to_pylist() for name in ("relations", "scores"))
+        if any(count(relations, scores) for relations, scores in zip(*columns, strict=True)):
+            return
+    raise DataError(
+        f"there is nothing for `loss: {loss}` to learn from: no training row has {NEEDED.get(loss, 'what it needs')}",
+        fix="for pairs of sentences with a score, set `loss: cosent`" if loss == "infonce" else None,
+    )

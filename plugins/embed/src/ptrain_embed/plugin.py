@@ -130,7 +130,7 @@ class Embed(ptrain.Trainer):
         from ptrain_embed.loaders import create_loader
 
         if split == "train":
-            check_rows(dataset, self.config.loss)
+            check_rows(dataset, self.config.loss, self.objective.count)
         return create_loader(run, split, dataset)
 
     @ptrain.hookimpl(wrapper=True)
