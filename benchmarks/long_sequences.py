@@ -226,7 +226,8 @@ def peak(work: Callable[[], None]) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    result: Any = found.profiler
+    events = [event for event in result.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

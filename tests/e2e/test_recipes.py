@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -93,6 +94,52 @@ def test_the_plan_of_swiftkv_at_full_size(name: str, workers: int, trained: int,
     plan = forecast(load_recipe(path, stands_in), tmp_path / "run", workers, Device("h100-80gb", "cuda", 80 * 10**9))
     assert plan.parameters is not None and plan.parameters.trainable == trained
     assert plan.memory is not None and 10 < plan.memory.peak / 2**30 < most
+
+
+SHAPES |= {
+    "qwen3-32b": {
+        "model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "head_dim": 128,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 151936, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+LONG = sorted((ROOT / "recipes").glob("long-*.yaml"))
+
+
+def planned_long(path: Path, folder: Path, **shape: Any) -> Any:
+    """The plan of a recipe for long rows, on the devices in its name, of a model of its shape."""
+    from ptrain.plan.devices import Device
+    from ptrain.plan.forecast import forecast
+    from ptrain.recipe.load import load_recipe
+
+    name, workers = path.stem.removeprefix("long-").rsplit("-", 1)
+    written = load_recipe(path).recipe
+    assert name in written.model.name_or_path.lower()
+    size = written.plugins["sequence-parallel"].model_dump()["size"]
+    assert size == int(workers) and written.plugins["sequence-parallel"].model_dump()["across_nodes"] == (size > 8)
+    config = SHAPES[name] | {"max_position_embeddings": written.data.max_length} | shape
+    stands_in = [
+        f"model={json.dumps({'config': config, 'disable_activation_checkpoint': False})}",
+        f"tokenizer={json.dumps({'type': 'train', 'vocab_size': config['vocab_size']})}",
+        f"data.cache_dir={folder}",
+    ]
+    plan = forecast(load_recipe(path, stands_in), folder / "run", size, Device("h100-80gb", "cuda", 80 * 10**9))
+    assert plan.memory is not None and plan.memory.columns == -(-plan.memory.length // size)
+    return plan
+
+
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_recipes_for_long_rows_are_planned_in_small(path: Path, tmp_path: Path) -> None:
+    """Two layers of the model, one tile an MLP: everything that the recipe says goes together."""
+    plan = planned_long(path, tmp_path, num_hidden_layers=2, hidden_size=2048, head_dim=32)
+    assert plan.memory.stage == 3 and plan.memory.host > 0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", LONG, ids=lambda path: path.stem)
+def test_recipes_for_long_rows_fit(path: Path, tmp_path: Path) -> None:
+    """At full size, as their comments say."""
+    plan = planned_long(path, tmp_path)
+    assert plan.memory.share(plan.device, 1) <= 0.9 and plan.longest >= plan.memory.length
 
 
 def gsm8k(folder: Path, **overrides: object) -> list[str | Path]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "core" / "plan"))
-import plan_worker as worker
+import plan_worker as worker  # pyright: ignore[reportMissingImports]
 
 from ptrain import engine
 from ptrain.plan.devices import Device
