@@ -160,7 +160,8 @@ def resume(material: Material, folder: Path, begun: dict[str, Any], ways: dict[s
         recipe = recipe_of(material, "packed", **{**changes, **same})
         return prepare(recipe, folder / name, workers=workers, resume=resume)
 
-    whole = prepare(recipe_of(material, "packed"), folder / "whole", workers=workers)
+    rows = {"gradient_accumulation_steps": 2 // begun["gradient_accumulation_steps"]}
+    whole = prepare(recipe_of(material, "packed", **rows), folder / "whole", workers=workers)
     run_workers([whole, *(made(name, False, **begun, exit_iteration=1) for name in ways)], workers)
     going_on = [made(name, True, **way) for name, way in ways.items()]
     run_workers(going_on, workers)

@@ -11,6 +11,7 @@ from pydantic import Field
 import ptrain
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
     from ptrain import Batch, Problem, Run
@@ -128,13 +129,15 @@ class SequenceParallel(ptrain.Feature):
             offload.check(model)
         return model
 
-    @ptrain.hookimpl
-    def before_training(self, run: Run) -> None:
-        """See that the model makes of a sequence in parts what it makes of the whole."""
-        if self.config.size > 1:
+    @ptrain.hookimpl(wrapper=True)
+    def create_engine(self, run: Run, optimizer: torch.optim.Optimizer | None) -> Any:
+        """The engine, once the model was seen to make of a sequence in parts what it makes of the whole."""
+        engine = yield
+        if self.config.size > 1 and optimizer is not None:
             from ptrain_sequence_parallel.probe import check_parts
 
-            check_parts(run, self._group(run))
+            check_parts(run, engine, self._group(run))
+        return engine
 
     @ptrain.hookimpl(wrapper=True)
     def forward(self, run: Run, model: PreTrainedModel, batch: Batch) -> Any:

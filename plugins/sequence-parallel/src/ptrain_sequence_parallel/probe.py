@@ -20,19 +20,19 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 @torch.no_grad()
-def check_parts(run: Run, group: Group) -> None:
+def check_parts(run: Run, engine: Any, group: Group) -> None:
     """Raise ModelError where a layer mixes positions elsewhere than in its attention, so that it needs all of them.
 
     Every worker takes part. The model is switched to evaluation for a moment: dropout would differ.
     """
     whole = _batch(run)
     own = cut(whole, group, 0)
-    run.engine.train(False)
+    engine.train(False)
     try:
-        expected = run.engine(lambda: run.call("forward", model=run.model, batch=whole))
-        found = run.engine(lambda: run.call("forward", model=run.model, batch=own))
+        expected = engine(lambda: run.call("forward", model=run.model, batch=whole))
+        found = engine(lambda: run.call("forward", model=run.model, batch=own))
     finally:
-        run.engine.train(True)
+        engine.train(True)
     begin = group.rank * found.shape[1]
     there = expected[:, begin : begin + found.shape[1]]  # the last part may be padding alone
     difference = (found[:, : there.shape[1]] - there).float().abs().amax().item() if there.numel() else 0.0
