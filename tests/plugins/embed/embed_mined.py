@@ -358,3 +358,23 @@ def refused(folder: Path) -> None:
         says(lambda: read_collection(str(folder / "bad")), words)
     (folder / "bad" / "corpus.jsonl").write_text("", encoding="utf-8")
     says(lambda: read_collection(str(folder / "bad")), "no rows")
+
+
+def by_mteb(folder: Path) -> None:
+    """A task of graded pairs, run by mteb."""
+    import datasets
+    import mteb  # pyright: ignore[reportMissingImports]
+
+    from ptrain_embed import measure, mteb_model
+    from ptrain_embed.encoder import Encoder
+
+    model(folder / "model")
+    pairs = read_lines(Path(graded(folder)))
+    task = mteb.get_task("STSBenchmark")
+    task.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(pairs)})
+    task.data_loaded = True
+    encoder = Encoder.load(str(folder / "model"))
+    result = mteb.evaluate(mteb_model.model_of(encoder), task, cache=None, show_progress_bar=False)
+    found = mteb_model.scores(result, "test")
+    wanted = measure.measure_pairs(encoder, str(folder / "graded.jsonl"), None)["spearman"]
+    assert list(found) == ["STSBenchmark/default"] and abs(found["STSBenchmark/default"] - wanted) < 1e-4

@@ -36,8 +36,8 @@ def measure_task(encoder: Encoder, task: str, split: str) -> dict[str, float]:
         raise DataError(f"mteb has no task `{task}`", expected="a name of `mteb.get_tasks()`") from error
     if split not in found.metadata.eval_splits:
         raise DataError(f"the task `{task}` has no split `{split}`", expected=" or ".join(found.metadata.eval_splits))
-    found._eval_splits = [split]
-    return scores(mteb.evaluate(model_of(encoder), found, cache=None), split)
+    chosen = mteb.get_task(task, eval_splits=[split])
+    return scores(mteb.evaluate(model_of(encoder), chosen, cache=None), split)
 
 
 def scores(result: Any, split: str) -> dict[str, float]:
