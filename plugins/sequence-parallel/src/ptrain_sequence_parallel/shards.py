@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
-from torch.nn import functional
 
 from ptrain_sequence_parallel.attention import Cut
 
@@ -46,10 +45,11 @@ def _padded(value: torch.Tensor, extra: int, padding: int, goes_on: bool) -> tor
 
 
 def added(sums: torch.Tensor, group: Group) -> torch.Tensor:
-    """The sums of segments [n] over all parts, where each worker has those of its own, maybe of fewer segments."""
+    """The sums of segments [n, ...] over all parts, where each worker has those of its own, maybe of fewer segments."""
     count = torch.tensor(len(sums), device=sums.device)
     distributed.all_reduce(count, distributed.ReduceOp.MAX, group=group.process)
-    return _Added.apply(functional.pad(sums, (0, int(count) - len(sums))), group)
+    missing = sums.new_zeros(int(count) - len(sums), *sums.shape[1:])
+    return _Added.apply(torch.cat([sums, missing]), group)
 
 
 class _Added(torch.autograd.Function):
