@@ -29,8 +29,8 @@ DISTRIBUTIONS = [
 ]
 EDITABLE = [word for distribution in DISTRIBUTIONS for word in ("-e", distribution)]
 OTHER_PYTHONS = ["3.10", "3.12", "3.13"]
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
-"""Two files of tests at a time: a test waits most of its time for processes that start."""
+SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile")
+"""Three files of tests at a time, on two cores too: a test waits much of its time for processes that start."""
 HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "huggingface-hub", "ptrain-")
 """Dependencies that the sessions without torch do without."""
 

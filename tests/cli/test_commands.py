@@ -110,7 +110,7 @@ def test_plugins_show(ptrain: Ptrain, installed: dict[str, str]) -> None:
     assert lines[0] == "trainer dpo (ptrain-dpo 0.1.0, Apache-2.0, wants ptrain-core<1,>=0.1)"
     assert "  ptrain_dpo.plugin:DPO" in lines
     (stages,) = (line for line in lines if line.startswith("  stages: "))
-    assert "loss (answers)" in stages and "create_dataloader (wraps)" in stages and "step" not in stages
+    assert "loss (answers)" in stages and "prepare_batch (wraps)" in stages and "step" not in stages
     at = lines.index("    beta: a number of more than 0 (default: 0.1)")
     assert "held to the reference" in lines[at + 1]
     assert lines.index("  keys of `data`:") < lines.index(

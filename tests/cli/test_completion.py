@@ -18,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.torch_free
 
 Ptrain = Callable[..., tuple[int, str, str]]
-COMMANDS = ["run", "check", "explain", "plan", "prepare", "export", "schema", "data", "plugins", "spec-decode"]
+COMMANDS = ["run", "check", "explain", "plan", "prepare", "export", "schema", "data", "plugins", "embed", "spec-decode"]
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ BAD_NAMES = [
     ("x" * 31, ["can't be the name", "expected: up to 30"]),
     ("sft", ["there is a trainer `sft` already: ptrain-sft 0.1.0 offers it", "fix: choose another name"]),
     ("ptrain-sft", ["there is a trainer `sft` already"]),
-    ("embed", ["the trainer `embed` is known already: it comes with the package ptrain-embed"]),
+    ("biencoder", ["the trainer `biencoder` is known already: it comes with the package ptrain-embed"]),
     ("core", ["the package ptrain-core 0.1.0 is there already"]),
     ("cli", ["there is a package `ptrain_cli` already"]),
 ]

@@ -26,7 +26,7 @@ from ptrain_sequence_parallel import exchange
 from ptrain_sequence_parallel.groups import Group
 
 VOCABULARY, LABELS = worker.VOCABULARY, worker.LABELS
-ROUNDS, PAUSE = 6, 0.01
+ROUNDS, PAUSE = 4, 0.005
 """How often it is measured, of which the least counts, and seconds: what others do at the time only adds to it."""
 
 
