@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 import ptrain
 from ptrain_embed.data import EmbedData
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from ptrain_embed.losses import Objective
 
 Size = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+SIZES = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 1}},
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": {"type": "number", "minimum": 0},
+        },
+        {"type": "null"},
+    ]
+}
+"""Every form in which sizes are given."""
 TAUGHT = ("margin_mse", "kl")
 
 
@@ -54,7 +68,7 @@ class Embed(ptrain.Trainer):
         same key."""
         symmetric: bool = False
         """With `infonce`: the mean of telling documents for a query and telling queries for a document."""
-        matryoshka: dict[Size, Annotated[float, Field(ge=0)]] | None = None
+        matryoshka: Annotated[dict[Size, Weight] | None, WithJsonSchema(SIZES)] = None
         """Sizes to which embeddings can be cut afterwards: a size, a list of them, or weights by size. The loss is the
         weighted mean over these sizes and the whole; what is not given a weight has 1. `mrl_dim` is the same key."""
         teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -122,6 +136,15 @@ class Embed(ptrain.Trainer):
         config = yield
         check_sizes(run, config, self.config.matryoshka or {})
         return config
+
+    @ptrain.hookimpl
+    def before_training(self, run: Run) -> None:
+        """Say where what is saved is not the whole model."""
+        if any(one.type == "huggingface" and one.enabled for one in run.recipe.checkpoint):
+            run.warn(
+                "the checkpoint `huggingface` saves the body of an embedding model alone, without its pooling, its "
+                "projection and its prompts; write `type: sentence-transformers`"
+            )
 
     @ptrain.hookimpl
     def create_dataloader(self, run: Run, split: str, dataset: Dataset) -> Any:

@@ -29,12 +29,18 @@ class Group:
     @property
     def process(self) -> ProcessGroup:
         """For collectives among them; every worker of the run has to ask for it first at the same time."""
-        return process_group(self.size)
+        from torch import distributed
+
+        return process_group(self.size, distributed.group.WORLD)
 
 
 @functools.cache
-def process_group(size: int) -> ProcessGroup:
-    """The process group of this worker, of consecutive ones; made once a process."""
+def process_group(size: int, world: Any) -> ProcessGroup:
+    """The process group of this worker, of consecutive ones; made once.
+
+    Args:
+        world: the group of all workers, which another run in this process has anew.
+    """
     from torch import distributed
 
     mine: Any = None

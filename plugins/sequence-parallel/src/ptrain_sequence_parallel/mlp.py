@@ -28,6 +28,8 @@ PROBE, PROBE_TILE = 8, 3
 """Tokens, and tokens of a tile, with which an MLP is tried."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 """How far tiles may be from the whole, as a share of the largest number."""
+PLANNED = 3
+"""Tiles that a plan follows: from the third one on, gradients are added up in place."""
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -208,8 +210,17 @@ def _autocast(device: str) -> torch.dtype | None:
 @torch.no_grad()
 def _fill(out: torch.Tensor, rows: torch.Tensor, plain: Forward, size: int) -> None:
     """Write to `out` [1, n, h] what `plain` makes of each tile of `rows` [1, n, h]."""
-    for place, part in zip(out.split(size, 1), rows.split(size, 1), strict=True):
+    for place, part in _tiles(size, out, rows):
         place.copy_(plain(part))
+
+
+def _tiles(size: int, *tensors: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """The tiles of tensors [1, n, ...]. In a plan, which has no values, the first ones: all take the same memory."""
+    length = tensors[0].shape[1]
+    for number, begin in enumerate(range(0, length, size)):
+        if tensors[0].is_meta and number == PLANNED:
+            return
+        yield [tensor.narrow(1, begin, min(size, length - begin)) for tensor in tensors]
 
 
 class _Again:
@@ -248,7 +259,7 @@ class _Tiled(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         made, sums = torch.empty_like(rows), _Sums()
         with ctx.again() as plain:
-            for place, part, arrived in zip(*(x.split(ctx.size, 1) for x in (made, rows, grad)), strict=True):
+            for place, part, arrived in _tiles(ctx.size, made, rows, grad):
                 own, *found = _gradients(plain, part, arrived, ctx.weights)
                 place.copy_(own)
                 sums.add(found)
