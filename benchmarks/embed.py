@@ -93,15 +93,7 @@ def ptrain(name: str, options: argparse.Namespace) -> Mapping[str, float]:
     engine.start("cpu", 0)
     clock = Clock()
 
-    class Looks:
-        """Where the loop asks after each step whether it has to stop."""
-
-        @property
-        def requested(self) -> bool:
-            clock.look()
-            return False
-
-    run = open_spec(spec, Looks())
+    run = open_spec(spec, harness.Looks(clock.look))
     loop.train(run)
     numbers = clock.numbers(job["batch"])
     return {**numbers, **(reached(name, str(folder / "model" / "latest"), options))}

@@ -180,15 +180,7 @@ def ptrain(trainer: str, options: argparse.Namespace) -> Mapping[str, float]:
     engine.start(device(), 0)
     clock = Clock(options.steps)
 
-    class Looks:
-        """Where the loop asks after each step whether it has to stop."""
-
-        @property
-        def requested(self) -> bool:
-            clock.look()
-            return False
-
-    run = open_spec(spec, Looks())
+    run = open_spec(spec, harness.Looks(clock.look))
     loop.train(run)
     return clock.numbers(trainer, options, run.train_data.with_format("numpy"))
 

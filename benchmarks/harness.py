@@ -31,6 +31,19 @@ TOO_NOISY = 0.3
 """Rounds that are so far apart, as a share of their median, would let anything pass."""
 
 
+class Looks:
+    """Where the loop asks after each step whether it has to stop: `look` is called, and the answer is no."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    @property
+    def requested(self) -> bool:
+        """No."""
+        self._look()
+        return False
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How two cases compare.

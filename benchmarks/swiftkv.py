@@ -111,15 +111,7 @@ def ptrain(all_labels: bool, options: argparse.Namespace) -> Mapping[str, float]
     engine.start("cpu", 0)
     clock = Clock()
 
-    class Looks:
-        """Where the loop asks after each step whether it has to stop."""
-
-        @property
-        def requested(self) -> bool:
-            clock.look()
-            return False
-
-    loop.train(open_spec(spec, Looks()))
+    loop.train(open_spec(spec, harness.Looks(clock.look)))
     first = json.loads((folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     return clock.numbers(first["loss"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from ptrain import engine as engines
 from ptrain.model import divergence
@@ -148,15 +146,3 @@ def by_formula(
         return (each * (labels != -100)).sum()
     each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return each.sum() if case.of == "nll" else -each.square().sum()
-
-
-def peak(work: Callable[[], Any]) -> int:
-    """The most bytes that the allocator has out at a time while `work` is done, beside those before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        work()
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most

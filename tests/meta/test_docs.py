@@ -26,18 +26,10 @@ from ptrain.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 READMES = [
-    ROOT / home / "README.md"
-    for home in (
-        "",
-        "core",
-        "cli",
-        "plugins/sft",
-        "plugins/dpo",
-        "plugins/swiftkv",
-        "plugins/spec-decode",
-        "plugins/sequence-parallel",
-        "plugins/embed",
-    )
+    ROOT / "README.md",
+    ROOT / "core/README.md",
+    ROOT / "cli/README.md",
+    *sorted(ROOT.glob("plugins/*/README.md")),
 ]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *READMES, ROOT / "CONTRIBUTING.md"]
 NOT_RUN = {

@@ -10,6 +10,7 @@ import sharded_heads
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_worker import peak
 from safetensors.torch import load_file
 
 from ptrain.model import nll
@@ -138,7 +139,7 @@ def test_nothing_is_as_large_as_the_logits() -> None:
     layer = torch.nn.Linear(16, 4096, bias=False)
     hidden, labels = torch.randn(1, 2048, 16, requires_grad=True), torch.zeros(1, 2048, dtype=torch.int64)
     rows, whole = 64, 4 * 2048 * 4096
-    found = sharded_heads.peak(lambda: token_nll(layer, hidden, labels, rows).backward())
+    found = peak(lambda: token_nll(layer, hidden, labels, rows).backward())
     assert found < 4 * (4 * rows * 4096) + 2 * layer.weight.nbytes + 4 * hidden.nbytes < whole / 4
 
 

@@ -68,21 +68,26 @@ def split(rows: list[Query], embeddings: torch.Tensor) -> tuple[torch.Tensor, li
     return torch.stack(first), documents
 
 
+def negatives_of(i: int, rows: list[Query], d: list[torch.Tensor], in_batch: bool) -> list[torch.Tensor]:
+    """The documents that query `i` is to be told from, each text once."""
+    row, found = rows[i], dict[int, torch.Tensor]()
+    for k, (text, relation) in enumerate(zip(row.documents, row.relations, strict=True)):
+        if relation == -1 or (relation == 0 and in_batch):
+            found.setdefault(text, d[i][k])
+    for other, one in enumerate(rows):
+        for k, text in enumerate(one.documents):
+            if in_batch and other != i:
+                found.setdefault(text, d[other][k])
+    return [vector for text, vector in found.items() if text not in {*row.positives, row.text}]
+
+
 def infonce(rows: list[Query], embeddings: torch.Tensor, t: float, in_batch: bool, symmetric: bool) -> torch.Tensor:
     """The mean over all positive pairs of a batch."""
     q, d = split(rows, embeddings)
     losses, back = [], []
     for i, row in enumerate(rows):
-        positives = set(row.positives) | {row.text}
-        negatives: dict[int, torch.Tensor] = {}
-        for k, (text, relation) in enumerate(zip(row.documents, row.relations, strict=True)):
-            if relation == -1 or (relation == 0 and in_batch):
-                negatives.setdefault(text, d[i][k])
-        for other, one in enumerate(rows):
-            for k, text in enumerate(one.documents):
-                if in_batch and other != i:
-                    negatives.setdefault(text, d[other][k])
-        scores = [q[i] @ vector / t for text, vector in negatives.items() if text not in positives]
+        negatives = negatives_of(i, rows, d, in_batch)
+        scores = [q[i] @ vector / t for vector in negatives]
         for k, relation in enumerate(row.relations):
             if relation == 1:
                 own = q[i] @ d[i][k] / t
@@ -168,15 +173,7 @@ def accuracy(rows: list[Query], embeddings: torch.Tensor, in_batch: bool) -> flo
     q, d = split(rows, embeddings)
     right = []
     for i, row in enumerate(rows):
-        positives = {*row.positives, row.text}
-        negatives: dict[int, torch.Tensor] = {}
-        for k, (text, relation) in enumerate(zip(row.documents, row.relations, strict=True)):
-            if relation == -1 or (relation == 0 and in_batch):
-                negatives.setdefault(text, d[i][k])
-        for other, one in enumerate(rows):
-            for k, text in enumerate(one.documents):
-                if in_batch and other != i:
-                    negatives.setdefault(text, d[other][k])
-        best = max(((q[i] @ v).item() for text, v in negatives.items() if text not in positives), default=-2.0)
+        negatives = negatives_of(i, rows, d, in_batch)
+        best = max(((q[i] @ v).item() for v in negatives), default=-2.0)
         right += [(q[i] @ d[i][k]).item() > best for k, relation in enumerate(row.relations) if relation == 1]
     return sum(right) / len(right)

@@ -11,8 +11,8 @@ import tiled_mlps
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_worker import peak
 from safetensors.torch import load_file
-from sharded_heads import peak
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ptrain.errors import ModelError
