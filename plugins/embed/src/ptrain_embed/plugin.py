@@ -138,7 +138,7 @@ class Embed(ptrain.Trainer):
         return config
 
     @ptrain.hookimpl
-    def before_training(self, run: Run) -> None:
+    def on_start(self, run: Run) -> None:
         """Say where what is saved is not the whole model."""
         if any(one.type == "huggingface" and one.enabled for one in run.recipe.checkpoint):
             run.warn(

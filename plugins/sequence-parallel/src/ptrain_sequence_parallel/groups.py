@@ -29,18 +29,12 @@ class Group:
     @property
     def process(self) -> ProcessGroup:
         """For collectives among them; every worker of the run has to ask for it first at the same time."""
-        from torch import distributed
-
-        return process_group(self.size, distributed.group.WORLD)
+        return process_group(self.size)
 
 
 @functools.cache
-def process_group(size: int, world: Any) -> ProcessGroup:
-    """The process group of this worker, of consecutive ones; made once.
-
-    Args:
-        world: the group of all workers, which another run in this process has anew.
-    """
+def process_group(size: int) -> ProcessGroup:
+    """The process group of this worker, of consecutive ones; made once a process, as that of all workers is."""
     from torch import distributed
 
     mine: Any = None
