@@ -4,8 +4,9 @@
 
 A Llama of the shape of Llama-3.1-8B with random weights in bf16, packed rows, activations recomputed, AdamW. Weights,
 gradients and the optimizer's states are all bf16, as those in fp32 would take 128 GB. `bare` is a plain loop over the
-same rows: transformers' model with sdpa and its block mask, its loss over all positions, torch's AdamW. `swiftkv` keeps
-half of the layers; `swiftkv bare` is `naive` of `swiftkv.py`: the whole teacher and student, all logits of both.
+same rows: transformers' model with sdpa and its block mask, its loss over all positions, torch's AdamW. `compiled`
+is ptrain's with `model.compile: true`. `swiftkv` keeps half of the layers; `swiftkv bare` is `naive` of `swiftkv.py`:
+the whole teacher and student, all logits of both.
 
 `MFU` is the arithmetic that a step needs over the time it takes, as a share of the rate of one large product measured
 in the same process: 6 FLOP for each weight of the layers and token, 6 for each weight of the head and label, and
@@ -18,6 +19,7 @@ recomputed activations, is not counted. Without a GPU, only `--shape tiny` runs,
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -55,14 +57,19 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def recipe(trainer: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def recipe(trainer: str, options: argparse.Namespace, folder: Path, compiled: bool = False) -> dict[str, Any]:
     """What ptrain runs; the bare loop reads the rows that are prepared for it."""
     kept = {"num_key_value_layers": SHAPES[options.shape]["num_hidden_layers"] // 2} if trainer == "swiftkv" else {}
     rows = inputs.written(options.data, 60 * (WARM + options.steps + 2) * options.length // 8192 + 200)
     inputs.tokenizer(rows).save_pretrained(folder / "tokenizer")
     return {
         "type": trainer,
-        "model": {"config": {"model_type": "llama", **SHAPES[options.shape]}, "dtype": "bf16", **kept},
+        "model": {
+            "config": {"model_type": "llama", **SHAPES[options.shape]},
+            "dtype": "bf16",
+            "compile": compiled,
+            **kept,
+        },
         "tokenizer": {"name_or_path": str(folder / "tokenizer")},
         "data": {
             "sources": [{"type": "jsonl", "path": str(rows)}],
@@ -170,13 +177,15 @@ def matrix_rate() -> float:
     return 2 * size**3 / min(times)
 
 
-def ptrain(trainer: str, options: argparse.Namespace) -> Mapping[str, float]:
+def ptrain(trainer: str, options: argparse.Namespace, compiled: bool = False) -> Mapping[str, float]:
     """`ptrain run`."""
+    if compiled:
+        os.environ.pop("TORCHDYNAMO_DISABLE", None)  # the harness sets it
     from ptrain import engine, loop
     from ptrain.job import open_spec, prepare_run
     from ptrain.recipe.load import load_recipe
 
-    spec = prepare_run(load_recipe(recipe(trainer, options, Path(tempfile.mkdtemp()))), None)
+    spec = prepare_run(load_recipe(recipe(trainer, options, Path(tempfile.mkdtemp()), compiled)), None)
     engine.start(device(), 0)
     clock = Clock(options.steps)
 
@@ -249,12 +258,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 CASES: dict[str, harness.Case] = {
     "ptrain": partial(ptrain, "sft"),
+    "compiled": partial(ptrain, "sft", compiled=True),
     "bare": partial(bare, "sft"),
     "swiftkv": partial(ptrain, "swiftkv"),
     "swiftkv bare": partial(bare, "swiftkv"),
 }
 RATIOS = {
     "tokens per second, ptrain to bare": harness.Ratio("ptrain.tokens/s", "bare.tokens/s", "more"),
+    "tokens per second, compiled to not": harness.Ratio("compiled.tokens/s", "ptrain.tokens/s", "more"),
     "memory, ptrain to bare": harness.Ratio("ptrain.GiB", "bare.GiB", "less"),
     "swiftkv, tokens per second, ptrain to bare": harness.Ratio("swiftkv.tokens/s", "swiftkv bare.tokens/s", "more"),
     "swiftkv, memory, ptrain to bare": harness.Ratio("swiftkv.GiB", "swiftkv bare.GiB", "less", 0.5),

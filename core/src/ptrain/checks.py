@@ -166,10 +166,24 @@ def check_model(run: Run) -> None:
     """Make the model's configuration (`run.hf_config`), and see that the tokenizer fits it.
 
     Raises:
-        ModelError: there is no such model, a key of it is unknown, or the tokenizer has too many tokens.
+        ModelError: there is no such model, a key of it is unknown, the tokenizer has too many tokens, or layers that
+            ZeRO-3 shards are to be compiled.
     """
+    if run.recipe.model.compile:
+        check_stage(run)
     run.hf_config = run.call("create_config")
     check_vocabulary(run)
+
+
+def check_stage(run: Run) -> None:
+    """Raise ModelError where ZeRO gathers weights between the operations of layers that are to be compiled."""
+    from ptrain.engine import deepspeed_config
+
+    if deepspeed_config(run.recipe, run.world)["zero_optimization"]["stage"] == 3:
+        raise ModelError(
+            "layers whose weights are sharded by ZeRO stage 3 can't be compiled",
+            fix="use stage 2 (`deepspeed: {zero_optimization: {stage: 2}}`), or leave out `model.compile`",
+        )
 
 
 def check_vocabulary(run: Run) -> None:

@@ -101,9 +101,14 @@ def create_engine(
     optimizer: torch.optim.Optimizer | None,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None,
 ) -> Any:
-    """DeepSpeed, with the recipe's block completed."""
+    """DeepSpeed, with the recipe's block completed; layers are compiled where the recipe says so."""
     from ptrain.engine import Engine, Frozen, deepspeed_config
 
+    if run.recipe.model.compile:
+        from ptrain.model.compiled import compile_layers
+
+        count = compile_layers(model, run.device)
+        run.say(f"{count} layers are compiled when they are first called, which takes its time")
     if optimizer is None:
         return Frozen(model, deepspeed_config(run.recipe, run.world), run.device)
     return Engine(model, optimizer, deepspeed_config(run.recipe, run.world), run.recipe.gradient_clipping)

@@ -20,7 +20,7 @@ from ptrain.data.collate import collate
 from ptrain.errors import ModelError
 from ptrain.model import varlen
 from ptrain.model.apart import check_apart
-from ptrain.model.attention import NAME
+from ptrain.model.attention import NAME, Documents
 from ptrain.model.choice import has_varlen
 from ptrain.model.varlen import VARLEN, boundaries
 
@@ -195,8 +195,9 @@ def test_what_the_kernel_cannot_is_left_to_sdpa(
     where = boundaries(LENGTHS, SIZE, torch.device("cpu"))
     query = torch.randn(len(LENGTHS), 2, SIZE, size)
     function = ALL_ATTENTION_FUNCTIONS[VARLEN]
-    function(torch.nn.Module(), query, query, query, None, document_lengths=LENGTHS, **where, **extra)
-    assert seen == [{"document_lengths": LENGTHS, "sliding_window": None, **extra}]
+    documents = Documents(LENGTHS)
+    function(torch.nn.Module(), query, query, query, None, document_lengths=documents, **where, **extra)
+    assert seen == [{"document_lengths": documents, "sliding_window": None, **extra}]
 
 
 def test_boundaries() -> None:
@@ -238,7 +239,7 @@ def test_the_kernel_itself(name: str, queries: int, keys: int, window: int | Non
         out = ALL_ATTENTION_FUNCTIONS[by](module, *given, None, sliding_window=window, scaling=0.125, **extra)[0][real]
         return [out, *torch.autograd.grad((out.float() * weights).sum(), given)]
 
-    exact, plain = (attend(NAME, dtype, document_lengths=LONG) for dtype in (torch.float32, torch.bfloat16))
+    exact, plain = (attend(NAME, dtype, document_lengths=Documents(LONG)) for dtype in (torch.float32, torch.bfloat16))
     together = attend(name, torch.bfloat16, **boundaries(LONG, 1024, torch.device("cuda")))
     for best, one, other in zip(exact, plain, together, strict=True):
         error, allowed = ((t.float() - best).abs().max().item() for t in (other, one))

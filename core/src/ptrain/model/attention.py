@@ -10,7 +10,7 @@ Packed steps of 512 tokens take 1.23 times as long with a block mask instead (`b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,18 @@ NAME = "ptrain_sdpa"
 _per_document: ContextVar[bool] = ContextVar("ptrain_per_document", default=False)
 _cut: ContextVar[bool] = ContextVar("ptrain_cut", default=False)
 _plain_names: dict[str, str] = {}
+_left_alone: set[str] = set()
+"""The functions that torch leaves alone where it compiles; empty where nothing is compiled."""
+
+
+class Documents:
+    """The lengths of the documents of each row, as attention functions of ptrain are told.
+
+    Torch, where it compiles, does not look into an object of this class; of lists it would compile for each anew.
+    """
+
+    def __init__(self, lengths: Sequence[Sequence[int]]) -> None:
+        self.lengths = lengths
 
 
 @contextmanager
@@ -74,7 +86,20 @@ def wrap(prefix: str, inner: str, around: Callable[[Attention], Attention]) -> s
     AttentionInterface.register(name, around(plain))
     AttentionMaskInterface.register(name, own_mask)
     _plain_names[name] = inner
+    if _left_alone:
+        leave_alone()
     return name
+
+
+def leave_alone() -> None:
+    """Have torch, where it compiles layers, leave functions alone that look at where documents begin."""
+    from ptrain.model.varlen import VARLEN
+
+    kernels = {name for name in ALL_ATTENTION_FUNCTIONS if name.startswith("flash_attention")}
+    for name in {NAME, VARLEN, *kernels, *_plain_names} - _left_alone:
+        plain = ALL_ATTENTION_FUNCTIONS[name]
+        AttentionInterface.register(name, torch.compiler.disable(plain, reason="documents differ in every batch"))
+        _left_alone.add(name)
 
 
 class Seen:
@@ -104,7 +129,7 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    document_lengths: list[list[int]] | None = None,
+    document_lengths: Documents | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -114,10 +139,11 @@ def _attention(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
     whole, causal = query.shape[2], is_causal(module, kwargs)
-    if all(len(row) == 1 and (causal or row[0] == whole) for row in document_lengths):
+    lengths = document_lengths.lengths
+    if all(len(row) == 1 and (causal or row[0] == whole) for row in lengths):
         # One document a row: what is padded on the right is seen by nobody, and one call beats one for each row.
         return _one(module, query, key, value, sliding_window, kwargs), None
-    plan = layout(tuple(map(tuple, document_lengths)), whole, query.device)
+    plan = layout(tuple(map(tuple, lengths)), whole, query.device)
     # Cut once, so that the backward pass joins gradients once.
     parts = [plan.there(tensor.transpose(1, 2).flatten(0, 1)).split(plan.sizes) for tensor in (query, key, value)]
     pieces = []

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FITTING = "leave out what `model.hf_config_kwargs` says of sizes, or download or save the model again"
 OLD_NAMES = {"LayerNorm.gamma", "LayerNorm.beta"}
 """What the weights of norms are called in very old files."""
+ONLY_SPEED = {"attn_implementation", "compile", "disable_activation_checkpoint"}
+"""Keys that change how fast a model is, and nothing else but rounding."""
 ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
@@ -177,7 +179,7 @@ class HuggingFaceModel(Model):
 
     def fingerprint(self, run: Run) -> Any:
         """Of the files of a folder, by content; of the commit on the hub; or of what weights are drawn from."""
-        keys = self.config.model_dump(mode="json", exclude={"attn_implementation", "disable_activation_checkpoint"})
+        keys = self.config.model_dump(mode="json", exclude=ONLY_SPEED)
         name, _, folder = self._base
         # An adapter, too, may draw what it begins with.
         drawn = None if name and not self.config.peft_config else run.recipe.seed

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ptrain.model.attention import NAME, is_causal, plain_name
+from ptrain.model.attention import NAME, Documents, is_causal, plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def document_arguments(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     """What the attention of `model` is told of the documents of a batch, as keyword arguments of its body."""
     name = plain_name(model.config._attn_implementation)
     lengths = batch["document_lengths"]
-    found: dict[str, Any] = {"document_lengths": lengths} if name in (NAME, VARLEN) else {}
+    found: dict[str, Any] = {"document_lengths": Documents(lengths)} if name in (NAME, VARLEN) else {}
     if name == VARLEN or (str(name).startswith("flash_attention") and model._supports_attention_backend):
         size = batch.get("row_length", batch["input_ids"].shape[1])
         found.update(boundaries(lengths, size, batch["input_ids"].device))
