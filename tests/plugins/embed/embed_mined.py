@@ -136,6 +136,13 @@ def mining(folder: Path) -> None:
     assert len(asked) == len(documents) + len(queries)  # another data set has a folder of its own
     same_in_parquet(folder, found)
     asked.clear()
+    others = rows(40, seed=2)
+    write_lines(folder / "rows.jsonl", others)
+    changed = mine()
+    # As many texts as before, and none of their vectors.
+    assert len({row["query"] for row in others}) == len(queries) and {row["query"] for row in others} <= set(asked)
+    assert {row["query"] for row in changed} <= {row["query"] for row in others}
+    asked.clear()
     write_lines(folder / "rows.jsonl", given[:20])
     assert mine() != found and asked
     Encoder.encode = encode  # type: ignore[method-assign]

@@ -45,7 +45,7 @@ def embedded(
     """
     import numpy as np
 
-    note, made_of = path.with_suffix(".json"), {**made_of, "texts": len(texts)}
+    note, made_of = path.with_suffix(".json"), {**made_of, "count": len(texts)}
     state = read_note(note)
     if state.get("made_of") != made_of or not path.exists():
         state = {"made_of": made_of, "done": 0}
