@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ptrain_sequence_parallel.groups import Group
 
 PADDING = {"shift_labels": -100, "document_ids": -1}
-"""What stands at positions that are added; 0 in everything else."""
+"""What stands at positions that are added; 0 in everything else, and positions go on."""
 
 
 def cut(batch: Batch, group: Group, pad_id: int) -> Batch:
@@ -25,22 +25,24 @@ def cut(batch: Batch, group: Group, pad_id: int) -> Batch:
     length = batch["input_ids"].shape[1]
     own = -(-length // group.size)
     padding = {**PADDING, "input_ids": pad_id}
+    extra, most = own * group.size - length, max(max(row) for row in batch["document_lengths"])
     parts = {}
     for name, value in batch.items():
         if getattr(value, "shape", ())[:2] == batch["input_ids"].shape:
-            whole = _padded(value, own * group.size - length, padding.get(name, 0), goes_on=name == "position_ids")
+            whole = _padded(value, extra, padding.get(name, 0), most if name == "position_ids" else None)
             parts[name] = whole.narrow(1, group.rank * own, own).contiguous()
     told = Cut(group, batch["document_lengths"], own * group.size)
     return {**batch, **parts, "row_length": told.row_length, "attention_arguments": {"ulysses": told}}
 
 
-def _padded(value: torch.Tensor, extra: int, padding: int, goes_on: bool) -> torch.Tensor:
-    """`value` [b, s, ...] with `extra` more positions; they are numbered on where it `goes_on`."""
+def _padded(value: torch.Tensor, extra: int, padding: int, most: int | None) -> torch.Tensor:
+    """`value` [b, s, ...] with `extra` more positions; they are numbered on, below `most`, where that is given."""
     if not extra:
         return value
     added = value.new_full((value.shape[0], extra, *value.shape[2:]), padding)
-    if goes_on:
-        added += value[:, -1:] + torch.arange(1, extra + 1, device=value.device)
+    if most is not None:
+        # Learnt positions end somewhere, maybe with the longest document.
+        added = (added + value[:, -1:] + torch.arange(1, extra + 1, device=value.device)) % most
     return torch.cat([value, added], dim=1)
 
 
