@@ -52,6 +52,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str]] = {
         1, {"size": 1, "offload_activations": True, "model": {"disable_activation_checkpoint": True}},
         r"`offload_activations: true` has nothing to offload where `model.disable_activation_checkpoint` is true",
     ),
+    "tiles of nothing": (1, {"size": 1, "tiled_mlp": 0}, r"plugins.sequence-parallel.tiled_mlp`.*at least 1"),
     "no worker": (1, {"size": 0}, r"plugins.sequence-parallel.size`.*at least 1"),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 import ptrain
 
@@ -37,10 +37,10 @@ class SequenceParallel(ptrain.Feature):
         size: Positive = 1
         """How many workers share a sequence; the others get different ones. It has to divide the number of workers, and
         of the model's attention heads."""
-        tiled_mlp: Literal["auto"] | bool | Positive = "auto"
+        tiled_mlp: Literal["auto"] | StrictBool | Positive = "auto"
         """Compute each MLP a tile of tokens at a time: of so many, or of as many as a hidden state has numbers (`auto`
         and `true`). An MLP that can't be cut stays as it is with `auto`, and is an error with `true` or a number."""
-        tiled_loss: Literal["auto"] | bool | Positive = "auto"
+        tiled_loss: Literal["auto"] | StrictBool | Positive = "auto"
         """Compute logits a tile of tokens at a time: of so many, or as core sees fit (`auto` and `true`); `false` makes
         all of them at once."""
         offload_activations: Literal["auto"] | bool = "auto"
