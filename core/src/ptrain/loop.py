@@ -55,7 +55,7 @@ def iterate(run: Run) -> str:
 def one_step(run: Run, stream: Iterator[Batch]) -> StepResult:
     """Do the next optimizer step on the next batches of `stream`, and record it."""
     began = time.perf_counter()
-    seed_everything(run.recipe.seed, run.progress.step, run.data_rank)
+    seed_everything(run.recipe.seed, run.progress.step, run.data_rank, run.shard)
     batches = [next(stream) for _ in range(run.accumulation)]
     result: StepResult = run.call("step", batches=batches)
     advance(run, result, began)
@@ -104,7 +104,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """Evaluate, record, and go back to training."""
     if not with_data(run):
         return {}
-    seed_everything(run.recipe.seed, "evaluate", run.data_rank)
+    seed_everything(run.recipe.seed, "evaluate", run.data_rank, run.shard)
     run.engine.train(False)
     metrics = dict(run.call("evaluate"))
     run.engine.train(True)

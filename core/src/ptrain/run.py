@@ -150,6 +150,11 @@ class Run:
         return self.world // self.data_world
 
     @property
+    def shard(self) -> int:
+        """The number of this worker among those that share its rows."""
+        return self.rank % self.shards
+
+    @property
     def readers(self) -> str:
         """Who reads rows of their own, in words: "4 workers", or "2 groups of 2 workers"."""
         if self.shards == 1:

@@ -183,3 +183,36 @@ def test_resume_on_another_size(ptrain_material: Material, tmp_path: Path) -> No
     sizes = {f"on {size}": shared(size, 2) for size in SIZES}
     resume(ptrain_material, tmp_path / "2", shared(2, 2), {**sizes, "saving": shared(4, 2, saving=True)}, 4)
     resume(ptrain_material, tmp_path / "1", {**shared(1, 2), "plugins": {}}, {"on 4": shared(4, 2)}, 4)
+
+
+DRAWS = """
+import json, random
+import ptrain, torch
+
+@ptrain.hookimpl(wrapper=True)
+def loss(run, batch):
+    if run.model.training:
+        with open(run.dir / f"draws-{run.rank}.jsonl", "a") as file:
+            file.write(json.dumps([run.progress.step, torch.rand(1).item(), random.random()]) + "\\n")
+    return (yield)
+"""
+
+
+def test_shards_drop_out_other_things(ptrain_material: Material, tmp_path: Path) -> None:
+    """Torch draws something else on each worker, whatever it shares; what is decided of rows they share. Resumed, both
+    are as they would have been."""
+    (tmp_path / "draws.py").write_text(DRAWS)
+    recipe = recipe_of(ptrain_material, "packed", **shared(2))
+
+    def draws(name: str, resume: bool = False, **changes: Any) -> list[dict[int, list[float]]]:
+        spec = prepare({**recipe, **changes}, tmp_path / name, workers=2, resume=resume, code=tmp_path / "draws.py")
+        run_workers([spec], 2)
+        lines = [(tmp_path / name / f"draws-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+        return [{step: drawn for step, *drawn in map(json.loads, own)} for own in lines]
+
+    first, second = draws("whole")
+    assert sorted(first) == [0, 1, 2]
+    for step, (torch_drew, python_drew) in first.items():
+        assert second[step][0] != torch_drew and second[step][1] == python_drew
+    draws("parts", exit_iteration=1)
+    assert draws("parts", resume=True) == [first, second]
