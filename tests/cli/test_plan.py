@@ -103,6 +103,13 @@ def test_for_people(folder: Path, planned: dict[str, Any], ptrain_in: Callable[[
     assert [stage for _, stage in rows[:3]] == ["0", "1", "3"]
 
 
+def test_a_step_at_several_shares_is_told_once(ptrain: Ptrain, recipe: Path) -> None:
+    code, out, err = ptrain("plan", recipe, "-o", "train_iters=2")
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert told.count("at step 1") == told.count("at step 2") == 1
+
+
 def test_what_is_not_here_is_not_known(ptrain: Ptrain, recipe: Path) -> None:
     """Nobody is asked for a model and a tokenizer that are elsewhere, though that is not forbidden; the rest is said."""
     remote = ["-o", "model={name_or_path: nobody/nothing}", "-o", "tokenizer={type: huggingface}"]

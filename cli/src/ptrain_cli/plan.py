@@ -132,7 +132,8 @@ def _steps(made: Forecast) -> Iterator[str]:
     if found.last < found.total:
         yield f"stops after step {found.last:,}"
     if found.rates:
-        yield "learning rate: " + ", ".join(f"{one.rate:.3g} at step {one.step:,}" for one in found.rates)
+        by_step = {one.step: one.rate for one in found.rates}  # of few steps, some lie at several shares
+        yield "learning rate: " + ", ".join(f"{rate:.3g} at step {step:,}" for step, rate in by_step.items())
 
 
 def _data(made: Forecast) -> Iterator[str]:
