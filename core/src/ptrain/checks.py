@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,25 +218,30 @@ def check_evaluation(run: Run, rows: Dataset) -> None:
             )
 
 
-def check_positions(run: Run, rows: Dataset, model: PreTrainedModel) -> None:
+def check_positions(run: Run, splits: Sequence[Dataset], model: PreTrainedModel) -> None:
     """Warn where a document is longer than what the model was made for; raise ModelError where that can't be computed.
 
     Rotary positions go on beyond it, learnt ones end.
 
     Args:
-        rows: the training samples.
+        splits: the samples of each, if it has any.
         model: as its configuration says, on any device.
     """
     import torch
 
+    from ptrain.model.rows import first_position
+
     limit = getattr(run.hf_config.get_text_config(), "max_position_embeddings", None)
-    longest = max((max(lengths) for lengths in rows["document_lengths"]), default=0)
+    limit = limit and limit - first_position(model)
+    rows = (lengths for split in splits if len(split) for lengths in split["document_lengths"])
+    longest = max((max(lengths) for lengths in rows), default=0)
     if not limit or longest <= limit:
         return
     message = f"a document has {longest:,} tokens, and the model has positions for {limit:,}"
     names = (name.lower() for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding))
     if any("pos" in name or name.endswith("wpe") for name in names):
-        raise ModelError(message, fix=f"set `data.max_length` to {limit} or less, and `data.overlength`")
+        besides = ", and `data.overlength`" if hasattr(run.recipe.data, "overlength") else ""
+        raise ModelError(message, fix=f"set `data.max_length` to {limit} or less{besides}")
     run.warn(f"{message} (`model.hf_config_kwargs.max_position_embeddings` says that this is meant)")
 
 

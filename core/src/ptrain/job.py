@@ -81,7 +81,7 @@ def prepare_run(
     model = checks.blank_model(run)
     if resume_from is not None:
         checks.check_same_model(run, resume_from, model)
-    checks.check_positions(run, prepared.train, model)
+    checks.check_positions(run, [prepared.train, prepared.eval], model)
     adapters.check_tokens(run, model)
     checks.check_space(run, directory, sum(p.numel() for p in model.parameters() if p.requires_grad))
     if restart and not new:

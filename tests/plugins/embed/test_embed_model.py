@@ -211,3 +211,25 @@ def test_a_model_of_another_kind_gives_no_vectors() -> None:
     parts, recipe = SimpleNamespace(model=object()), SimpleNamespace(model=SimpleNamespace(type="huggingface"))
     with pytest.raises(ModelError, match="the model part `huggingface` gives no vectors"):
         prompts(SimpleNamespace(parts=parts, recipe=recipe))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_texts_beyond_the_positions_of_the_model_are_refused(
+    split: str, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    """ rows of evaluation count too."""
+    from ptrain.testing.runs import prepare
+
+    for name, words in (("train", 3), ("eval", 3), (split, 64)):
+        rows = [{"query": "what is", "positive": " ".join(["gene"] * words)}, {"query": "a", "positive": "heart"}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {
+        key: [{"type": "jsonl", "path": str(tmp_path / file)}]
+        for key, file in (("sources", "train.jsonl"), ("eval_sources", "eval.jsonl"))
+    }
+    made = {
+        "type": "embed", "model": {"name_or_path": str(folders["xlm-roberta"]), "dtype": "fp32"},
+        "data": {**sources, "max_length": 66, "cache_dir": str(tmp_path / "cache")}, "micro_batch_size": 2,
+    }  # fmt: skip
+    with pytest.raises(ModelError, match=r"(?s)a document has 66 tokens, and the model has positions for 65.*or less$"):
+        prepare(made, tmp_path / "run")

@@ -129,9 +129,9 @@ class _Planned:
 
         run = self.run
         run.model = model = make_model(run, self.unknown)
-        if self.rows is not None:
-            checks.check_packing(run, self.rows)
-            checks.check_positions(run, self.rows, model)
+        if self.prepared is not None:
+            checks.check_packing(run, self.prepared.train)
+            checks.check_positions(run, [self.prepared.train, self.prepared.eval], model)
         optimizer = make_optimizer(run, model, self.unknown)
         self.parameters = parameters(model, optimizer)
         self.memories = Memories(run, self.device, self.parameters, self.unknown)
