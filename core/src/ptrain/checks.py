@@ -227,9 +227,7 @@ def check_positions(run: Run, splits: Sequence[Dataset], model: PreTrainedModel)
         splits: the samples of each, if it has any.
         model: as its configuration says, on any device.
     """
-    import torch
-
-    from ptrain.model.rows import first_position
+    from ptrain.model.rows import first_position, learns_positions
 
     limit = getattr(run.hf_config.get_text_config(), "max_position_embeddings", None)
     limit = limit and limit - first_position(model)
@@ -238,8 +236,7 @@ def check_positions(run: Run, splits: Sequence[Dataset], model: PreTrainedModel)
     if not limit or longest <= limit:
         return
     message = f"a document has {longest:,} tokens, and the model has positions for {limit:,}"
-    names = (name.lower() for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding))
-    if any("pos" in name or name.endswith("wpe") for name in names):
+    if learns_positions(model):
         besides = ", and `data.overlength`" if hasattr(run.recipe.data, "overlength") else ""
         raise ModelError(message, fix=f"set `data.max_length` to {limit} or less{besides}")
     run.warn(f"{message} (`model.hf_config_kwargs.max_position_embeddings` says that this is meant)")

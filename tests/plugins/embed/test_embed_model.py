@@ -11,7 +11,7 @@ from typing import Any
 import embed_folders
 import pytest
 import torch
-from embed_folders import DECODERS, KINDS, TEXTS, make_folder
+from embed_folders import DECODERS, KINDS, TEXTS, WORDS, make_folder
 from safetensors.torch import load_file
 
 from ptrain.data.collate import collate, filler
@@ -217,7 +217,7 @@ def test_a_model_of_another_kind_gives_no_vectors() -> None:
 def test_texts_beyond_the_positions_of_the_model_are_refused(
     split: str, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
-    """ rows of evaluation count too."""
+    """Those behind that of padding, 65 of 66; rows of evaluation count too."""
     from ptrain.testing.runs import prepare
 
     for name, words in (("train", 3), ("eval", 3), (split, 64)):
@@ -233,3 +233,15 @@ def test_texts_beyond_the_positions_of_the_model_are_refused(
     }  # fmt: skip
     with pytest.raises(ModelError, match=r"(?s)a document has 66 tokens, and the model has positions for 65.*or less$"):
         prepare(made, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta", "llama"])
+def test_texts_are_cut_to_the_positions_of_the_model(kind: str, folders: dict[str, Path]) -> None:
+    """Where they are learnt, which end; a recipe may allow for longer texts than its own data has."""
+    encoder = Encoder.load(str(folders[kind]), device="cpu", max_length=90, pooling="last")
+    text = " ".join(WORDS * 7)
+    whole, cut = (
+        encoder.encode([text]),
+        encoder.encode([" ".join(text.split()[: {"bert": 62, "xlm-roberta": 63}.get(kind, 90)])]),
+    )
+    torch.testing.assert_close(whole, cut, **CLOSE)

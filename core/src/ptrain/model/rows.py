@@ -71,3 +71,9 @@ def first_position(model: PreTrainedModel) -> int:
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
             return module.padding_idx + 1
     return 0
+
+
+def learns_positions(model: PreTrainedModel) -> bool:
+    """Whether `model` has learnt a vector for each position, so that there are no further ones."""
+    names = (name.lower() for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    return any("pos" in name or name.endswith("wpe") for name in names)

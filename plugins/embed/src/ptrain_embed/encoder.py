@@ -51,7 +51,8 @@ class Encoder:
         Args:
             device: by default the GPU, if there is one.
             dtype: of its weights, such as `bf16` or `torch.bfloat16`; by default fp32.
-            max_length: the most tokens of a text, or of a text of each kind; by default what the model was made for.
+            max_length: the most tokens of a text, or of a text of each kind; by default what the model was made for,
+                and never more than the positions that it has learnt.
             keys: of the section `model`, such as `query_prompt`, where they differ from what the model says.
 
         Raises:
@@ -77,7 +78,7 @@ class Encoder:
         given = max_length if isinstance(max_length, Mapping) else {}
         longest = max(given.values()) if given else max_length or longest_text(part, tokenizer, model)
         lengths: dict[Kind | None, int] = {None: longest, "query": longest, "document": longest, **given}  # type: ignore[dict-item]
-        return cls(model, tokenizer, part.modules, place, forward, lengths)
+        return cls(model, tokenizer, part.modules, place, forward, within_positions(part, model, lengths))
 
     @classmethod
     def of(cls, run: Run) -> Encoder:
@@ -177,10 +178,21 @@ class Encoder:
 
 
 def limits(run: Run) -> dict[Kind | None, int]:
-    """The most tokens of a text by kind: as many as in the training data."""
+    """The most tokens of a text by kind: as many as in the training data, where the model has positions for them."""
     longest, data = longest_text(run.parts.model, run.tokenizer, run.model), run.recipe.data
     query, document = (getattr(data, f"longest_{kind}", longest) for kind in ("query", "document"))
-    return {None: max(query, document), "query": query, "document": document}
+    found: dict[Kind | None, int] = {None: max(query, document), "query": query, "document": document}
+    return within_positions(run.parts.model, run.model, found)
+
+
+def within_positions(
+    part: EmbedModel, model: PreTrainedModel, lengths: dict[Kind | None, int]
+) -> dict[Kind | None, int]:
+    """`lengths`, none beyond the positions that a model has learnt: a recipe may allow for more than its texts have."""
+    from ptrain.model.rows import learns_positions
+
+    most = part.positions(model) if learns_positions(model) else None
+    return {kind: min(length, most or length) for kind, length in lengths.items()}
 
 
 def longest_text(part: EmbedModel, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
