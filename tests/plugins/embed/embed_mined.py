@@ -367,6 +367,30 @@ def refused(folder: Path) -> None:
     says(lambda: read_collection(str(folder / "bad")), "no rows")
 
 
+def odd_collections(folder: Path) -> None:
+    """Queries and documents that are numbered alike, and a document without text."""
+    import ptrain
+    from ptrain_embed import measure
+    from ptrain_embed.encoder import Encoder
+    from ptrain_embed.mine import mine
+
+    place = folder / "odd"
+    write_lines(place / "corpus.jsonl", [{"_id": f"{at}", "text": "w1 " * at} for at in range(4)])
+    write_lines(place / "queries.jsonl", [{"_id": f"{at}", "text": "w1 " * at} for at in range(1, 4)])
+    (place / "qrels").mkdir()
+    judged = "".join(f"{at}\t{at}\t1\n" for at in range(1, 4))
+    (place / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}", encoding="utf-8")
+    encoder = Encoder.load(str(folder / "model"))
+    found = measure.measure_collection(encoder, str(place), "test", True, None)
+    assert found["recall@1"] == 1, found
+    mine(
+        ptrain.open_recipe(recipe(folder, corpus=[str(place)], top_k=500, threshold=None, fewer="keep", negatives=500)),
+        print,
+    )
+    negatives = [text for row in read_lines(folder / "mined.jsonl") for text in row["negatives"]]
+    assert "w1" in negatives and "" not in negatives
+
+
 def by_mteb(folder: Path) -> None:
     """A task of graded pairs, run by mteb."""
     import datasets

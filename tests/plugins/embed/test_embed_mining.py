@@ -39,3 +39,7 @@ def test_evaluators_on_workers_and_the_command_agree_with_the_oracles(data: Path
 
 def test_what_is_wrong_is_said(data: Path, tmp_path: Path) -> None:
     run_workers(embed_mined.refused, data, log=tmp_path / "log")
+
+
+def test_ids_alike_and_documents_without_text(data: Path, tmp_path: Path) -> None:
+    run_workers(embed_mined.odd_collections, data, log=tmp_path / "log")

@@ -48,13 +48,15 @@ def read_collection(path: str, split: str = "test", *, titles: bool = True) -> C
 def corpus_texts(path: str) -> Iterator[str]:
     """The text of every document of a folder with a corpus, or of a file with the column `text`.
 
+    Some published corpora have documents without any text, from which there is nothing to be told.
+
     Raises:
         DataError: there is none, or a row is wrong.
     """
     from ptrain_embed import beir
 
     if Path(path).is_dir():
-        yield from (text for _, text in beir.read_corpus(beir.folder_of(path)))
+        yield from (text for _, text in beir.read_corpus(beir.folder_of(path)) if text)
         return
     for row in read_table(path):
         if not isinstance(row.get("text"), str) or not row["text"].strip():

@@ -42,13 +42,15 @@ def retrieval(
         return {f"{name}{_at(size, full)}": 0.0 for size in sizes for name in _measured([], {})}, 0
     queries = torch.stack(list(asked.values()))
     for size in sizes:
-        # One more: what has the id of the query itself is no answer.
+        # One more: what has the id of the query itself is no answer, unless it is judged.
         scores, numbers = search(
             shortened(queries, size), shortened(documents, size), min(max(CUTS) + 1, len(names)), device=_device()
         )
         for query, found, near in zip(asked, numbers.tolist(), scores.tolist(), strict=True):
-            run = {names[at]: score for at, score in zip(found, near, strict=True) if names[at] != query}
-            for name, value in _measured(metrics.ranked(run), collection.qrels[query]).items():
+            grades = collection.qrels[query]
+            left_out = query if query not in grades else None
+            run = {names[at]: score for at, score in zip(found, near, strict=True) if names[at] != left_out}
+            for name, value in _measured(metrics.ranked(run), grades).items():
                 key = f"{name}{_at(size, full)}"
                 sums[key] = sums.get(key, 0.0) + value
     return sums, len(asked)
