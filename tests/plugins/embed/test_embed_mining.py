@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import embed_mined
@@ -43,3 +44,11 @@ def test_what_is_wrong_is_said(data: Path, tmp_path: Path) -> None:
 
 def test_ids_alike_and_documents_without_text(data: Path, tmp_path: Path) -> None:
     run_workers(embed_mined.odd_collections, data, log=tmp_path / "log")
+
+
+def test_fewer_documents_than_workers(data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    embed_mined.write_lines(folder / "beir" / "corpus.jsonl", [{"_id": "d0", "text": "w1 w2"}])
+    (folder / "beir" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td0\t1\n", encoding="utf-8")
+    out = run_workers(embed_mined.measuring, folder, 2, tmp_path / "out", log=tmp_path / "log", workers=2, timeout=120)
+    assert json.loads(out.splitlines()[-1])["eval/retrieval/recall@1"] == 1
