@@ -270,6 +270,31 @@ def measuring(folder: Path, stage: int, out: Path) -> None:
     print(js.dumps({name: value for name, value in result.metrics.items() if name.startswith("eval/")}))
 
 
+def not_measured(folder: Path, out: Path) -> None:
+    """What can't be measured on is told before the first step."""
+    import ptrain
+    from ptrain import PtrainError
+
+    retrieval, similarity = evaluation(folder)
+    keys = {**recipe(folder), "micro_batch_size": 2}
+    del keys["mine"]
+    for number, (entries, words) in enumerate([
+        ([retrieval, retrieval], "give each a `name`"),
+        ([{**retrieval, "path": str(folder / "none")}], "is no folder"),
+        ([{**retrieval, "split": "dev"}], "`dev`"),
+        ([{**retrieval, "dimensions": [64]}], "the model's have 32"),
+        ([{**similarity, "path": str(folder / "none.jsonl")}], "none.jsonl"),
+    ]):  # fmt: skip
+        place = out / str(number)
+        try:
+            ptrain.train({**keys, "evaluation": entries, "train_iters": 1, "output_dir": str(place), "checkpoint": []})
+        except PtrainError as error:
+            assert words in str(error) and error.exit_code == 2, str(error)
+        else:
+            raise AssertionError(f"nothing was said of: {words}")
+        assert not (place / "metrics.jsonl").exists() or not (place / "metrics.jsonl").read_text()
+
+
 def by_command(folder: Path) -> None:
     """The same by `Encoder` and oracles: trec_eval's and scipy's own code on dense scores."""
     import json as js

@@ -52,3 +52,7 @@ def test_fewer_documents_than_workers(data: Path, tmp_path: Path) -> None:
     (folder / "beir" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td0\t1\n", encoding="utf-8")
     out = run_workers(embed_mined.measuring, folder, 2, tmp_path / "out", log=tmp_path / "log", workers=2, timeout=120)
     assert json.loads(out.splitlines()[-1])["eval/retrieval/recall@1"] == 1
+
+
+def test_what_can_not_be_measured_on_is_told_before_training(data: Path, tmp_path: Path) -> None:
+    run_workers(embed_mined.not_measured, data, tmp_path, log=tmp_path / "log")

@@ -36,12 +36,29 @@ class Measured(ptrain.Evaluator):
         """The dimensions to measure at besides all."""
         return self.config.dimensions or list(getattr(run.config, "matryoshka", None) or ()) or None
 
+    def check(self, run: Run) -> None:
+        """See before training that there is something to measure on: in the end it would be too late.
+
+        Raises:
+            RecipeError: another evaluator has the same name.
+            DataError: of the data, as far as it is small; or a dimension is larger than the model's.
+        """
+        from ptrain_embed.model import modules, width
+        from ptrain_embed.search import dimensions
+
+        self._refuse_namesakes(run)
+        dimensions(self.sizes(run), modules(run).dimension or width(run.model))
+
     def named(self, run: Run, found: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         """The metrics under their whole names.
 
         Raises:
             RecipeError: another evaluator has the same.
         """
+        self._refuse_namesakes(run)
+        return {f"{self.prefix}/{name}": value for name, value in found.items()}
+
+    def _refuse_namesakes(self, run: Run) -> None:
         own = [one for one in run.parts.evaluators if isinstance(one, Measured) and one.prefix == self.prefix]
         if len(own) > 1:
             raise ptrain.RecipeError(
@@ -49,7 +66,6 @@ class Measured(ptrain.Evaluator):
                 expected="metrics of different names",
                 fix="give each a `name`",
             )
-        return {f"{self.prefix}/{name}": value for name, value in found.items()}
 
     @property
     def prefix(self) -> str:
@@ -69,6 +85,16 @@ class Retrieval(Measured):
         """Which file of `qrels`, where that is a folder."""
         titles: bool = True
         """Put the title of a document before its text."""
+
+    def check(self, run: Run) -> None:
+        """All but the corpus, which may be large: of that the first document."""
+        from ptrain_embed import beir
+
+        super().check(run)
+        folder = beir.folder_of(self.config.path)
+        grades, queries = beir.read_qrels(folder, self.config.split), beir.read_queries(folder)
+        next(beir.read_corpus(folder, titles=self.config.titles), None)
+        beir.refuse_unknown(folder, grades, queries, {one for judged in grades.values() for one in judged})
 
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
         """This worker's sum of each measure over its queries, and how many those are.
@@ -97,6 +123,13 @@ class Similarity(Measured):
 
         path: str
         """A file with `sentence1`, `sentence2` and `score`."""
+
+    def check(self, run: Run) -> None:
+        """All pairs."""
+        from ptrain_embed import measure
+
+        super().check(run)
+        measure.read_pairs(self.config.path)
 
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
         """The correlations over all pairs, the same on each worker.
