@@ -104,3 +104,17 @@ def test_rows_with_nothing_to_learn(columns: dict[str, Any], taught: set[str], m
                 check_rows(rows, loss, count)
             told.append(str(error.value))
     assert not message or any(message in one for one in told)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_plan_follows_a_body_without_an_output_layer(kind: str, ptrain_recipe: Any, tmp_path: Path) -> None:
+    from embed_folders import make_folder
+
+    from ptrain.plan.devices import Device
+    from ptrain.plan.forecast import forecast
+
+    keys = {"model": {"name_or_path": str(make_folder(tmp_path / "model", kind))}, "data": {"max_length": 32}}
+    made = forecast(
+        load_recipe(merged(ptrain_recipe("embed"), keys)), tmp_path / "run", 1, Device("a GPU", "cuda", 10**9)
+    )
+    assert made.memory is not None and made.memory.activations and made.memory.logits == 0 and made.longest

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Attention = Callable[..., tuple[torch.Tensor, Any]]
 NAME = "ptrain_sdpa"
+TRACED = "ptrain_traced"
+"""The name under which transformers finds, in a plan, the attention that is only counted."""
 _per_document: ContextVar[bool] = ContextVar("ptrain_per_document", default=False)
 _cut: ContextVar[bool] = ContextVar("ptrain_cut", default=False)
 _plain_names: dict[str, str] = {}

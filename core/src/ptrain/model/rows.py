@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ptrain.model.attention import NAME, plain_name
+from ptrain.model.attention import NAME, TRACED, plain_name
 from ptrain.model.varlen import VARLEN, document_arguments
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def one_a_row(model: PreTrainedModel) -> bool:
     are relative or disentangled. Language models are refused where they don't keep documents apart (`check_apart`).
     """
     name = str(plain_name(model.config._attn_implementation))
-    known = name in (NAME, VARLEN) or (name.startswith("flash_attention") and model._supports_attention_backend)
+    known = name in (NAME, VARLEN, TRACED) or (name.startswith("flash_attention") and model._supports_attention_backend)
     return not known and not model.can_generate()
 
 

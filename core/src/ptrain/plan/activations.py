@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ptrain.model.attention import TRACED
 from ptrain.model.head import layer_of, output_head
 from ptrain.model.logprobs import picked
 from ptrain.model.nll import summed
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 META = torch.device("meta")
 MAKERS = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten._to_copy}
 """Operations that can make a tensor without values elsewhere than on the device."""
-TRACED = "ptrain_traced"
-"""The name under which transformers finds the attention that is only counted."""
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,8 @@ class Memories:
         from ptrain.model.logprobs import tile_rows
         from ptrain.plan.activations import logits
 
+        if self._run.model.get_output_embeddings() is None:
+            return 0  # of embeddings, say
         rows = tile_rows(self._run.hf_config.get_text_config().vocab_size, self._run.loss_tile)
         few, more = FOLLOWED * rows, 2 * FOLLOWED * rows
         if labels <= more:
