@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,3 +249,26 @@ def test_texts_are_cut_to_the_positions_of_the_model(kind: str, folders: dict[st
         encoder.encode([" ".join(text.split()[: {"bert": 62, "xlm-roberta": 63}.get(kind, 90)])]),
     )
     torch.testing.assert_close(whole, cut, **CLOSE)
+
+
+ASK = """
+import sys
+from ptrain_embed.encoder import Encoder
+print(Encoder.load("some/model", device="cpu", revision=sys.argv[1]).tokenizer.model_max_length)
+"""
+
+
+def test_a_revision_is_that_of_the_tokenizer_too(tmp_path: Path, folders: dict[str, Path]) -> None:
+    """As the hub keeps it on the disk, where `main` has gone on."""
+    place = tmp_path / "models--some--model"
+    for commit, longest in (("0" * 40, 64), ("1" * 40, 48)):
+        snapshot = Path(shutil.copytree(folders["bert"], place / "snapshots" / commit))
+        file = snapshot / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": longest}))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("1" * 40)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    for revision, longest in (("0" * 40, "64"), ("main", "48")):
+        command = [sys.executable, "-c", ASK, revision]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout.split()[-1:] == [longest], done.stderr

@@ -68,7 +68,7 @@ class Encoder:
         config = EmbedModel.Config(type="embed", name_or_path=name_or_path, dtype=DTYPES.get(asked, asked), **keys)  # type: ignore[arg-type]
         part = EmbedModel(config)
         with explained("tokenizer of the model", name_or_path):
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=config.revision)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = part.load(place, warn=lambda message: None)
 
