@@ -203,6 +203,29 @@ def test_evaluation_contrasts_as_many_rows_as_a_step(embed: Any, prepared: Any, 
         assert first["eval/accuracy"] == pytest.approx(right / pairs)
 
 
+OTHERS = """
+import ptrain
+
+@ptrain.hookimpl(wrapper=True)
+def prepare_batch(run):
+    batch = yield
+    return {**batch, "input_ids": batch["input_ids"] * 7 % 50}
+"""
+
+
+def test_batches_are_prepared_in_both_passes(tmp_path: Path, ptrain_run: Any, ptrain_recipe: Any) -> None:
+    """What other layers make of a micro-batch is what is contrasted, in one piece and in several."""
+    (tmp_path / "others.py").write_text(OTHERS)
+    whole, cut = (
+        ptrain_run(
+            ptrain_recipe("embed", micro_batch_size=size, gradient_accumulation_steps=GLOBAL // size),
+            code=tmp_path / "others.py",
+        )
+        for size in (GLOBAL, 2)
+    )
+    assert cut.losses == pytest.approx(whole.losses, abs=1e-5)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("pooling", ["cls", "last"])
 def test_texts_in_two_parts(pooling: str, ptrain_run: Any, ptrain_recipe: Any) -> None:

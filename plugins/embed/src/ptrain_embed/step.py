@@ -32,8 +32,8 @@ def cached(run: Run, batches: Sequence[Batch], embed: Embed, compare: Compare) -
 
     states, embeddings = [], []
     for batch in batches:
+        on_device = run.call("prepare_batch", batch=to_device(batch, run.device))
         states.append(random_state(run.device))
-        on_device = to_device(batch, run.device)
         with torch.no_grad():
             embeddings.append(run.engine(lambda on_device=on_device: embed(run, on_device)))
     found = compare(run, batches, embeddings)
