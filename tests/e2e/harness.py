@@ -66,12 +66,15 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 # The real command
 
 
-def start(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:  # fmt: skip
     """The command `ptrain` in a process of its own."""
     quiet = {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "ptrain_cli", *map(str, arguments)]
     whole = {**os.environ, **quiet, **(env or {})}
-    return subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=whole, cwd=cwd, **pipes)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str, str]:
@@ -80,9 +83,9 @@ def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, s
     return process.returncode, out, err
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
+def run(*arguments: object, cwd: Path | None = None) -> tuple[int, str, str]:
     """The command, run to its end."""
-    return finish(start(*arguments))
+    return finish(start(*arguments, cwd=cwd))
 
 
 def wait_for_steps(path: Path, steps: int, process: subprocess.Popen[str]) -> None:

@@ -38,6 +38,7 @@ NOT_RUN = {
     r"^ptrain run recipes/": "tests/e2e runs the recipes of the repository",
     r"--hostfile|^srun": "needs several machines",
     r"^vllm|--engine vllm": "needs a server with a GPU",
+    r" mteb:": "needs data of the hub; tests/plugins/embed measures on such tasks",
     r"--install-completion": "is for the shell that it is called from; tests/cli installs it",
 }
 """Commands that no page plays, and why."""

@@ -414,23 +414,3 @@ def odd_collections(folder: Path) -> None:
     )
     negatives = [text for row in read_lines(folder / "mined.jsonl") for text in row["negatives"]]
     assert "w1" in negatives and "" not in negatives
-
-
-def by_mteb(folder: Path) -> None:
-    """A task of graded pairs, run by mteb."""
-    import datasets
-    import mteb  # pyright: ignore[reportMissingImports]
-
-    from ptrain_embed import measure, mteb_model
-    from ptrain_embed.encoder import Encoder
-
-    model(folder / "model")
-    pairs = read_lines(Path(graded(folder)))
-    task = mteb.get_task("STSBenchmark")
-    task.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(pairs)})
-    task.data_loaded = True
-    encoder = Encoder.load(str(folder / "model"))
-    result = mteb.evaluate(mteb_model.model_of(encoder), task, cache=None, show_progress_bar=False)
-    found = mteb_model.scores(result, "test")
-    wanted = measure.measure_pairs(encoder, str(folder / "graded.jsonl"), None)["spearman"]
-    assert list(found) == ["STSBenchmark/default"] and abs(found["STSBenchmark/default"] - wanted) < 1e-4

@@ -77,9 +77,13 @@ def evaluate(
     from ptrain_embed.encoder import Encoder
 
     sizes = _sizes(dimensions)
-    check = _kind(data)
+    kind = _kind(data, split)
+    if kind == "mteb" and (sizes or not titles):
+        raise typer.BadParameter(
+            "mteb measures the whole vectors, and documents with their titles", param_hint="--dimensions, --no-titles"
+        )
     encoder = Encoder.load(model, device=device, dtype=dtype, max_length=max_length)
-    found = _measured(encoder, check, data, split, titles, sizes)
+    found = _measured(encoder, kind, data, split, titles, sizes)
     for name, value in found.items():
         typer.echo(f"{name:20} {value:.4f}")
     if json is not None:
@@ -123,16 +127,17 @@ def _sizes(text: str | None) -> list[int] | None:
         raise typer.BadParameter(f"`{text}` is no list of numbers", param_hint="--dimensions") from None
 
 
-def _kind(data: str) -> str:
+def _kind(data: str, split: str) -> str:
     """What DATA is: "mteb", "retrieval" or "similarity".
 
     Raises:
         BadParameter: there is nothing of that name.
+        DataError: mteb has no such task.
     """
     if data.startswith(MTEB):
         from ptrain_embed import mteb_model
 
-        mteb_model.check()
+        mteb_model.task_of(data.removeprefix(MTEB), split)
         return "mteb"
     path = Path(data).expanduser()
     if not path.exists():

@@ -16,28 +16,42 @@ if TYPE_CHECKING:
 NAME = "ptrain/model"
 
 
-def check() -> None:
-    """Raise DataError where mteb is not installed."""
+def task_of(name: str, split: str) -> Any:
+    """The task of mteb of this name, for one of its splits; its data is not loaded yet.
+
+    Raises:
+        DataError: mteb is not installed, it has no such task, or the task has no such split or is not about texts.
+    """
     if importlib.util.find_spec("mteb") is None:
         raise DataError("tasks of MTEB need the package mteb, which is not installed", fix="pip install mteb")
+    import mteb
+
+    try:
+        about = mteb.get_task(name).metadata
+    except KeyError as error:
+        said = str(error.args[0]).removeprefix("KeyError: ")
+        raise DataError(f"mteb has no task `{name}`: {said}", expected="a name of `mteb.get_tasks()`") from error
+    if split not in about.eval_splits:
+        raise DataError(f"the task `{name}` has no split `{split}`", expected=" or ".join(about.eval_splits))
+    if about.modalities != ["text"]:
+        raise DataError(f"the task `{name}` has {' and '.join(about.modalities)}", expected="a task of texts alone")
+    return mteb.get_task(name, eval_splits=[split])
 
 
-def measure_task(encoder: Encoder, task: str, split: str) -> dict[str, float]:
+def measure_task(encoder: Encoder, name: str, split: str) -> dict[str, float]:
     """The main score of a task on a split, by subset.
 
     Raises:
-        DataError: there is no such task, or it does not have the split.
+        DataError: as `task_of` says, or its data can't be loaded.
     """
-    import mteb  # pyright: ignore[reportMissingImports]
+    import mteb
 
+    task = task_of(name, split)
     try:
-        found = mteb.get_task(task)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"mteb has no task `{task}`", expected="a name of `mteb.get_tasks()`") from error
-    if split not in found.metadata.eval_splits:
-        raise DataError(f"the task `{task}` has no split `{split}`", expected=" or ".join(found.metadata.eval_splits))
-    chosen = mteb.get_task(task, eval_splits=[split])
-    return scores(mteb.evaluate(model_of(encoder), chosen, cache=None), split)
+        task.load_data()
+    except (OSError, ValueError) as error:
+        raise DataError(f"the data of the task `{name}` can't be loaded: {error}") from error
+    return scores(mteb.evaluate(model_of(encoder), task, cache=None), split)
 
 
 def scores(result: Any, split: str) -> dict[str, float]:
@@ -79,7 +93,7 @@ class MTEBModel:
     @property
     def mteb_model_meta(self) -> Any:
         """What mteb notes of the model beside its results."""
-        from mteb.models import ModelMeta  # pyright: ignore[reportMissingImports]
+        from mteb.models import ModelMeta
 
         return ModelMeta.create_empty({"name": self._name, "embed_dim": self.encoder.dimension})
 
