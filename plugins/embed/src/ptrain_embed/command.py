@@ -10,8 +10,6 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ptrain import Run
-
 EXAMPLES = """[bold]Examples[/bold]
 
 [dim]$[/dim] ptrain embed eval sentence-transformers/all-MiniLM-L6-v2 beir/scifact
@@ -50,8 +48,14 @@ def mine(
     was stopped, and other rules for what is taken need no second search. A report says what was thrown out.
     """
     import ptrain
+    from ptrain_embed.mine import mine as write
 
-    return _mine(ptrain.open_recipe(recipe, override or [], code=code))
+    run = ptrain.open_recipe(recipe, override or [], code=code)
+    report = write(run, typer.echo)
+    for line in report.lines():
+        typer.echo(line)
+    typer.echo(f"{run.config.mine.output}: data for the next recipe; report: {run.config.mine.output}.report.json")
+    return 0
 
 
 @app.command("eval", epilog=EXAMPLES)
@@ -105,17 +109,7 @@ def pipeline(
     from ptrain_embed.pipeline import Stage, run_stages
 
     stages = [Stage(recipe, override or [], workers) for recipe in recipes]
-    return run_stages(stages, typer.echo, _mine)
-
-
-def _mine(run: Run) -> int:
-    from ptrain_embed.mine import mine as write
-
-    report = write(run, typer.echo)
-    for line in report.lines():
-        typer.echo(line)
-    typer.echo(f"{run.config.mine.output}: data for the next recipe; report: {run.config.mine.output}.report.json")
-    return 0
+    return run_stages(stages, typer.echo)
 
 
 def _sizes(text: str | None) -> list[int] | None:
