@@ -6,6 +6,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def mine(run: Run, say: Callable[[str], None]) -> Report:
 
     Raises:
         RecipeError: there is no such section.
-        DataError: of the rows, the corpus, or the disk.
+        DataError: of the rows, the corpus, or the disk; or another process is mining into the same data set.
         ModelError: of the model.
     """
     settings = mining(run)
@@ -47,14 +48,34 @@ def mine(run: Run, say: Callable[[str], None]) -> Report:
     check_output(output)
     folder = output.with_name(output.name + ".work")
     folder.mkdir(exist_ok=True)
-    candidates = _candidates(run, settings, folder)
-    say(f"{len(candidates.queries):,} queries, {len(candidates.documents):,} documents; in between: {folder}")
-    search = Search(run, settings, candidates, folder)
-    report = Report()
-    _write(_rows(candidates, search.results(), settings, run.recipe.seed, report), output)
-    record = {**report.record(), "settings": settings.model_dump(mode="json"), "model": search.model}
-    write_note(output.with_name(output.name + ".report.json"), record)
+    with _alone(folder, output):
+        candidates = _candidates(run, settings, folder)
+        say(f"{len(candidates.queries):,} queries, {len(candidates.documents):,} documents; in between: {folder}")
+        search = Search(run, settings, candidates, folder)
+        report = Report()
+        _write(_rows(candidates, search.results(), settings, run.recipe.seed, report), output)
+        record = {**report.record(), "settings": settings.model_dump(mode="json"), "model": search.model}
+        write_note(output.with_name(output.name + ".report.json"), record)
     return report
+
+
+@contextmanager
+def _alone(folder: Path, output: Path) -> Iterator[None]:
+    """One search for a data set at a time; a killed one lets go by itself.
+
+    Raises:
+        DataError: another process is at it.
+    """
+    import fcntl
+
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another process is mining into `{output}`", fix="wait for its end, or give another `mine.output`"
+            ) from None
+        yield
 
 
 def mining(run: Run) -> Mining:
