@@ -126,6 +126,9 @@ class HuggingFaceModel(Model):
         Raises:
             ModelError: there is none, or its weights are missing or don't fit.
         """
+        from ptrain.engine import quiet
+
+        quiet()
         config = self._from_name()
         model = self.pretrained(config, self.attention(config, device).name, warn)
         self.adapt(model)
