@@ -26,7 +26,7 @@ def command(
     code: Code = None,
     debug: Debug = False,
 ) -> int:  # fmt: skip
-    """Write the model of a run's newest checkpoint as `AutoModelForCausalLM` loads it, or merge its adapter."""
+    """Write the model of a run's newest checkpoint as others load it, or merge its adapter."""
     from ptrain.export import export
     from ptrain.launch.report import show_warnings
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MERGED = 1e-4
-"""How far the logits may be from those with the adapter beside the weights, in fp32, as a share of the largest."""
+"""How far its answer may be from that with the adapter beside the weights, in fp32, as a share of the largest."""
 
 
 class Asked:
@@ -102,7 +102,7 @@ def _restore(run: Run, merge: bool) -> None:
     if exported is not None and (point is None or point.name <= exported.name):
         if not merge:
             raise CheckpointError(f"the run has exported its newest checkpoint itself: `{exported}`", fix="use that")
-        adapters.restore(run.model, exported)
+        run.parts.model.restore(run.model, exported)  # type: ignore[attr-defined]
         run.progress.step = int(exported.name.rpartition("-")[2])
     elif point is None:
         raise CheckpointError(
@@ -136,28 +136,29 @@ def merged(run: Run) -> Any:
     Raises:
         CheckpointError: it would compute something else.
     """
-
     from ptrain.model import adapters
 
     dtype = run.model.dtype
-    expected = _logits(run, run.model.float().eval())
+    expected = _answer(run, run.model.float().eval())
     found: Any = adapters.merge(run.model)
-    difference = (_logits(run, found) - expected).abs().max() / expected.abs().max()
+    difference = (_answer(run, found) - expected).abs().max() / expected.abs().max()
     if not difference <= MERGED:
         raise CheckpointError(
-            f"the merged model gives other logits: they differ by {difference.item():.2g} of the largest",
+            f"the merged model answers otherwise: its numbers differ by {difference.item():.2g} of the largest",
             expected=f"at most {MERGED:g}", fix="use the adapter without merging it",
         )  # fmt: skip
     return found.to(dtype)
 
 
-def _logits(run: Run, model: Any) -> torch.Tensor:
+def _answer(run: Run, model: Any) -> torch.Tensor:
+    """Its logits, or its hidden states where it has no output layer."""
     import torch
 
     from ptrain.checkpoint.huggingface import probe_ids
+    from ptrain.checkpoint.reload import answer
 
     with torch.no_grad():
-        return model(input_ids=torch.tensor([probe_ids(run)]), use_cache=False).logits[0]
+        return answer(model, torch.tensor([probe_ids(run)]))
 
 
 def _exporter(name: str) -> Checkpoint:

@@ -180,6 +180,12 @@ class HuggingFaceModel(Model):
         else:
             adapters.load(model, folder)
 
+    def restore(self, model: PreTrainedModel, folder: Path) -> None:
+        """Give `model`, which has an adapter, what was trained and exported to `folder`."""
+        from ptrain.model import adapters
+
+        adapters.restore(model, folder)
+
     def fingerprint(self, run: Run) -> Any:
         """Of the files of a folder, by content; of the commit on the hub; or of what weights are drawn from."""
         keys = self.config.model_dump(mode="json", exclude=ONLY_SPEED)

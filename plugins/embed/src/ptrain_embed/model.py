@@ -14,6 +14,8 @@ from ptrain_embed.modules import Modules, load_projection, read
 from ptrain_embed.pooling import Pooling, pool, pool_parts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -84,6 +86,14 @@ class EmbedModel(ptrain.HuggingFaceModel):
             body.pooler.requires_grad_(False)
         if self.modules.dimension is not None:
             body.projection = self._projection(model, self.modules.dimension)
+
+    def restore(self, model: PreTrainedModel, folder: Path) -> None:
+        """With the projection, which is trained beside the adapter."""
+        super().restore(model, folder)
+        saved = read(str(folder))
+        if saved is not None and saved.projection is not None:
+            projection: Any = model.projection
+            load_projection(projection, saved.projection)
 
     def _projection(self, model: PreTrainedModel, dimension: int) -> torch.nn.Linear:
         """In the model's dtype; its numbers are written on the CPU, whatever ZeRO has made of the body."""
