@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("ptrain-core", "torch", "deepspeed", "transformers", "tokenizers", "datasets", "trl")
 Case = Callable[[argparse.Namespace], Mapping[str, float]]
+ROUND = "BENCHMARK_ROUND"
+"""The variable with the number of the round, for cases that draw something else in each."""
 TOO_NOISY = 0.3
 """Rounds that are so far apart, as a share of their median, would let anything pass."""
 
@@ -74,6 +77,7 @@ def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add:
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--case", choices=cases, help="run one case in this process and print its numbers")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"how often every case runs (default {rounds})")
+    parser.add_argument("--at-once", type=int, default=1, help="cases that run side by side, where times are CPU time")
     parser.add_argument("--threads", type=int, default=1, help="OMP_NUM_THREADS (default 1)")
     parser.add_argument("--record", action="store_true", help=f"write results/{name}.json instead of comparing")
     parser.add_argument("--json", type=Path, help="a file for what was measured")
@@ -83,7 +87,7 @@ def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add:
     if options.case:
         print(json.dumps(dict(cases[options.case](options))))
         return 0
-    rounds = [_round(cases, options.threads) for _ in range(options.rounds)]
+    rounds = [_round(cases, number, options) for number in range(options.rounds)]
     result = {**_environment(options), "cases": _medians(rounds), "ratios": _ratios(rounds, ratios)}
     _show(name, result, ratios)
     path = RESULTS / f"{name}.json"
@@ -96,22 +100,25 @@ def main(name: str, cases: Mapping[str, Case], ratios: Mapping[str, Ratio], add:
     return _compare(result, json.loads(path.read_text()) if path.exists() else None, ratios)
 
 
-def _round(cases: Mapping[str, Case], threads: int) -> dict[str, dict[str, float]]:
+def _round(cases: Mapping[str, Case], number: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The numbers of each case once, every one in a fresh process."""
     env = {
-        **os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1",
+        **os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TORCHDYNAMO_DISABLE": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "true",
+        ROUND: str(number),
     }  # fmt: skip
-    found = {}
-    for case in cases:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, *sys.argv, "--case", case]
-            own = {**env, "TMPDIR": folder, "HF_HOME": f"{folder}/hf"}
-            done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"the case `{case}` failed with exit code {done.returncode}")
-        found[case] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    with ThreadPoolExecutor(options.at_once) as pool:
+        return dict(zip(cases, pool.map(lambda case: _in_process(case, env), cases), strict=True))
+
+
+def _in_process(case: str, env: Mapping[str, str]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *sys.argv, "--case", case]
+        own = {**env, "TMPDIR": folder, "HF_HOME": f"{folder}/hf"}
+        done = subprocess.run(command, env=own, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the case `{case}` failed with exit code {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _value(one: Mapping[str, Mapping[str, float]], name: str) -> float:
