@@ -23,6 +23,7 @@ SMALL: dict[str, Any] = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {}, "qwen3": {}, "gpt_neox": {}, "gemma2": {"sliding_window": 5}, "gemma3_text": {"sliding_window": 5},
     "mistral": {"sliding_window": 4}, "cohere2": {"sliding_window": 4},
+    "phimoe": {"sliding_window": 4, "num_local_experts": 2},
 }  # fmt: skip
 LENGTHS = ([7, 1, 12, 3], [9, 6], [30])
 """Of the documents of each row; rows are padded to 32."""
@@ -76,6 +77,21 @@ def test_packed_documents_are_as_if_alone(family: str, wanted: str) -> None:
     ours, theirs = (torch.autograd.grad((x**2).mean(), parameters) for x in (together, apart))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kept", [4, 64])
+def test_masks_of_a_model_s_own_are_heeded(kept: int) -> None:
+    """Doge chooses the keys that a token sees, all of them where they are few, and weighs them."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("doge", **SMALL, keep_window_size=kept)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    ours = AutoModelForCausalLM.from_config(config, attn_implementation=implementation(config, "sdpa")).float().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours.load_state_dict(model.state_dict())
+    (document,) = documents()[2]
+    found, expected = hidden(ours, batch_of([[document]], 1)), model.base_model(document[None], use_cache=False)[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_is_predicted_across_documents() -> None:

@@ -188,17 +188,20 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+OWN_MASKS = {"doge", "phimoe"}
+"""Models whose layers tell of what is seen by masks alone: Doge leaves keys out, Phi-3.5-MoE has a window."""
 
 
 def implementation(config: PretrainedConfig, wanted: str) -> str:
     """The name to give to transformers for the recipe's `attn_implementation`.
 
-    Models with layers of another kind (linear, chunked, ...) keep transformers' own masks. For `auto` it is what
-    computes attention on every device; `ptrain.model.choice` knows what is faster on this one.
+    Models with layers of another kind (linear, chunked, ...) or of `OWN_MASKS` keep transformers' own masks. For
+    `auto` it is what computes attention on every device; `ptrain.model.choice` knows what is faster on this one.
     """
     if wanted not in ("auto", "sdpa"):
         return wanted
-    return NAME if set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS else "sdpa"
+    known = set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS
+    return NAME if known and config.model_type not in OWN_MASKS else "sdpa"
 
 
 def refuse_packing(config: PretrainedConfig, name: str) -> None:
