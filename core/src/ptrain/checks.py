@@ -285,7 +285,7 @@ def blank_model(run: Run) -> PreTrainedModel:
             model = auto.from_config(
                 copy.deepcopy(run.hf_config),
                 attn_implementation=None if wanted in PACKAGES else name,  # those want their package and a GPU here
-                trust_remote_code=getattr(run.recipe.model, "trust_remote_code", False),
+                **(part.code(run.hf_config) if isinstance(part, HuggingFaceModel) else {}),
             )
     except (ImportError, ValueError) as error:
         raise _unbuildable(run, wanted, error) from error

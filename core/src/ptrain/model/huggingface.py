@@ -108,7 +108,7 @@ class HuggingFaceModel(Model):
         if self._random(config):
             # `from_config` writes the implementation into the config it is given.
             model = self.auto_class(config).from_config(
-                _copy(config), attn_implementation=choice.name, dtype=self._dtype(), trust_remote_code=self._trusted()
+                _copy(config), attn_implementation=choice.name, dtype=self._dtype(), **self.code(config)
             )
         else:
             self._shard(run)
@@ -151,9 +151,12 @@ class HuggingFaceModel(Model):
         """How attention is computed, and why."""
         from ptrain.model.choice import attention
 
+        return attention(config, self.config.attn_implementation, self._dtype(), device, self._class(config))
+
+    def _class(self, config: PretrainedConfig) -> Any:
+        """The class of a model with this configuration, where transformers knows it."""
         kind = self.auto_class(config)._model_mapping.get(type(config), None)
-        kind = kind[0] if isinstance(kind, tuple) else kind
-        return attention(config, self.config.attn_implementation, self._dtype(), device, kind)
+        return kind[0] if isinstance(kind, tuple) else kind
 
     def adapt(self, model: PreTrainedModel) -> None:
         """Give `model` the adapter that the recipe describes, or the one that it names, if any.
@@ -243,6 +246,16 @@ class HuggingFaceModel(Model):
             return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **keys})
         except (StrictDataclassError, TypeError, ValueError) as error:
             raise ModelError(f"`model.config` is no configuration of {kind}: {said(error)}") from error
+
+    def code(self, config: PretrainedConfig) -> dict[str, Any]:
+        """How code that comes with the model is run where one is made from its configuration alone.
+
+        Without a revision, transformers would take the newest code that there is.
+        """
+        trusted, kind = self._trusted(), self._class(config)
+        known = kind is not None and not kind.__module__.startswith("transformers.")  # its code ran before
+        own = trusted and self.auto(config) in (getattr(config, "auto_map", None) or {}) and not known
+        return {"trust_remote_code": trusted, **({"code_revision": self._base[1]} if own else {})}
 
     def _from_name(self) -> PretrainedConfig:
         from transformers import AutoConfig
@@ -338,14 +351,34 @@ class HuggingFaceModel(Model):
         self._rounding()
 
     def _trusted(self) -> bool:
-        revision = self.config.revision or ""
-        pinned = len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
-        if self.config.trust_remote_code and not pinned:
+        if not self.config.trust_remote_code:
+            return False
+        name, revision, adapter = self._base
+        if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+            pins = "`model.revision`" if adapter is None else f"the adapter, which belongs to `{name}`,"
             raise ModelError(
-                "`model.trust_remote_code` runs code of strangers, and `model.revision` pins none",
+                f"`model.trust_remote_code` runs code of strangers, and {pins} pins none",
                 expected="the 40 hexadecimal digits of a commit that you have read",
             )
-        return self.config.trust_remote_code
+        self._check_code(name, revision)
+        return True
+
+    def _check_code(self, name: str, revision: str | None) -> None:
+        """Raise ModelError where the code of a model lies in another repository, whose commit nothing pins."""
+        from transformers import PretrainedConfig
+
+        if not name:
+            return
+        with explained("model", name):
+            content, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        for place in (content.get("auto_map") or {}).values():
+            # Tokenizers have a list there; their code is never run.
+            other = place.rpartition("--")[0] if isinstance(place, str) else ""
+            if other not in ("", name):
+                raise ModelError(
+                    f"the code of `{name}` is that of `{other}`, of which `model.revision` pins no commit",
+                    fix=f"download both, put the code of `{other}` into the folder of the model, and name that",
+                )
 
 
 def _forget_old_names(model: Any) -> None:
