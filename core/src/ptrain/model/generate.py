@@ -22,10 +22,12 @@ def greedy(
 ) -> list[list[int]]:
     """The new tokens of each prompt, without the stop token, at most `max_new_tokens`.
 
+    What the model's own generation settings say, such as a penalty for repetition, is left out: it would not be greedy.
     Prompts are padded on the left. With `synchronised` every worker goes on until the last one is done, which
     ZeRO-3 needs, since each forward pass gathers weights from all of them.
     """
     import torch
+    from transformers import GenerationConfig
 
     longest = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else stop_ids[0]
@@ -39,8 +41,12 @@ def greedy(
         "eos_token_id": list(stop_ids), "synced_gpus": synchronised, "use_cache": True,
         "temperature": None, "top_p": None, "top_k": None,
     }  # fmt: skip
-    with torch.no_grad():
-        out = model.generate(ids.to(device), attention_mask=mask.to(device), **options)
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with torch.no_grad():
+            out = model.generate(ids.to(device), attention_mask=mask.to(device), **options)
+    finally:
+        model.generation_config = settings
     return [_until(row[longest:], stop_ids) for row in out.tolist()]
 
 
