@@ -131,6 +131,19 @@ MODELS_AND_DATA = [
         ["configuration has no key `hiden_size` (in `model.hf_config_kwargs`)", "fix: write `hidden_size`"],
         arguments=over("model.hf_config_kwargs={hiden_size: 32}"),
     ),
+    Case(
+        "a value of another kind for a model",
+        [
+            "`model.hf_config_kwargs.num_hidden_layers` can't be 'two' in a llama configuration: ",
+            "expected int, got str",
+        ],
+        arguments=over("model.hf_config_kwargs={num_hidden_layers: two}"),
+    ),
+    Case(
+        "a value that a model can't do with",
+        ["a model of the type llama can't be made from its configuration: KeyError: 'nope'"],
+        arguments=over("model.hf_config_kwargs={hidden_act: nope}"),
+    ),
     Case("no such rows", ["rows/missing.jsonl"], arguments=source("rows/missing.jsonl")),
     Case("no rows", ["rows/none.jsonl", "has no rows", "expected: at least one"], arguments=source("rows/none.jsonl")),
     Case(

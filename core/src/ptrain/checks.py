@@ -287,7 +287,7 @@ def blank_model(run: Run) -> PreTrainedModel:
                 attn_implementation=None if wanted in PACKAGES else name,  # those want their package and a GPU here
                 **(part.code(run.hf_config) if isinstance(part, HuggingFaceModel) else {}),
             )
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # whatever a model makes of values that it can't do with
         raise _unbuildable(run, wanted, error) from error
     if isinstance(part, HuggingFaceModel):
         part.adapt(model)
@@ -295,7 +295,9 @@ def blank_model(run: Run) -> PreTrainedModel:
 
 
 def _unbuildable(run: Run, attention: str | None, error: Exception) -> ModelError:
-    kind, first = run.hf_config.model_type, str(error).strip().splitlines()[0]
+    kind, first = run.hf_config.model_type, (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(error, (ImportError, ValueError)):
+        first = f"{type(error).__name__}: {first}"
     if "attention implementation" in first:
         return ModelError(
             f"a model of the type {kind} can't compute attention with `model.attn_implementation: {attention}`",

@@ -30,6 +30,7 @@ OLD_NAMES = {"LayerNorm.gamma", "LayerNorm.beta"}
 """What the weights of norms are called in very old files."""
 ONLY_SPEED = {"attn_implementation", "compile", "disable_activation_checkpoint"}
 """Keys that change how fast a model is, and nothing else but rounding."""
+LAYERS = "num_hidden_layers"
 ATTENTION = Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"]
 
 
@@ -89,12 +90,20 @@ class HuggingFaceModel(Model):
         Raises:
             ModelError: no such model, or a key that this kind of model does not have.
         """
+        from huggingface_hub.errors import StrictDataclassError
+
         if self.config.quantization_config:
             self._check_quantization(run)
         config = self._from_keys(run) if self.config.config else self._from_name()
-        for key, value in self.config.hf_config_kwargs.items():
+        for key, value in {**self._by_layer(config), **self.config.hf_config_kwargs}.items():
             _check_key(config, key, "model.hf_config_kwargs")
-            setattr(config, key, value)
+            try:
+                setattr(config, key, value)
+            except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+                raise ModelError(
+                    f"`model.hf_config_kwargs.{key}` can't be {value!r} in a {config.model_type} configuration: "
+                    + said(error)
+                ) from error
         return config
 
     def create_model(self, run: Run, config: PretrainedConfig) -> PreTrainedModel:
@@ -211,10 +220,23 @@ class HuggingFaceModel(Model):
             folder = folder_of(name, revision)
         return (*base_of(folder), folder) if folder is not None else (name, revision, None)
 
+    def _by_layer(self, config: PretrainedConfig) -> dict[str, Any]:
+        """What a configuration lists layer by layer, for another number of layers: its first ones, or all over again.
+
+        Many list the kinds of their layers, `layer_types`.
+        """
+        before, wanted = getattr(config, "num_hidden_layers", None), self.config.hf_config_kwargs.get(LAYERS)
+        if not before or not isinstance(wanted, int) or wanted == before:
+            return {}
+        known = {key: value for key, value in config.to_dict().items() if "layer" in key and isinstance(value, list)}
+        return {
+            key: [value[at % before] for at in range(wanted)] for key, value in known.items() if len(value) == before
+        }
+
     def _random(self, config: PretrainedConfig) -> bool:
         if self.blank or self.config.config:
             return True
-        layers = self.config.hf_config_kwargs.get("num_hidden_layers")
+        layers = self.config.hf_config_kwargs.get(LAYERS)
         return layers is not None and layers != self._from_name().num_hidden_layers
 
     def _dtype(self) -> torch.dtype:
@@ -407,7 +429,7 @@ def _checkpoints_activations(disabled: bool | None, device: torch.device) -> boo
 
 
 def _check_key(config: PretrainedConfig, key: str, section: str) -> None:
-    if hasattr(config, key):
+    if hasattr(config, key) and not key.startswith("_") and not callable(getattr(type(config), key, None)):
         return
     close = difflib.get_close_matches(key, config.to_dict(), n=1)
     raise ModelError(
