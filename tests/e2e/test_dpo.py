@@ -193,6 +193,18 @@ def test_the_reference_is_computed_once(dpo: Any, tmp_path: Path, tiny_model: Pa
     assert COMPUTED in said("-o", f"output_dir={tmp_path / 'other'}")
 
 
+def test_a_reference_of_another_model_is_not_taken(dpo: Any, prepared: Any) -> None:
+    """The first loss is log 2 whatever came before: other weights from another seed, or numbers rounded otherwise, or
+    a file of a run that began with other weights and ended before its first checkpoint."""
+    drawn = {"model": {"hf_config_kwargs": {"num_hidden_layers": 1}}, "train_iters": 1, "epochs": 0}
+    rounded = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "zero_optimization": {"stage": 0}}
+    specs = [prepared(dpo(**drawn, **more)) for more in ({"seed": 1}, {"seed": 2}, {"seed": 2, "deepspeed": rounded})]
+    specs.append(prepared(dpo(**drawn, seed=3)))
+    save_file({"train": torch.randn(19, 2)}, specs[-1].parent / "reference.safetensors")
+    run_workers(specs, 1)
+    assert [losses(spec)[0] for spec in specs] == pytest.approx([math.log(2)] * 4, abs=1e-6)
+
+
 def test_the_model_without_its_adapter_is_the_reference(dpo: Any, prepared: Any) -> None:
     """Equal to the cached one: losses and what is logged to 1e-5, with dropout, ZeRO 0, 2 and 3, on two workers."""
     adapter = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear", "lora_dropout": 0.2}

@@ -203,7 +203,7 @@ class HuggingFaceModel(Model):
         keys = self.config.model_dump(mode="json", exclude=ONLY_SPEED)
         name, _, folder = self._base
         # An adapter, too, may draw what it begins with.
-        drawn = None if name and not self.config.peft_config else run.recipe.seed
+        drawn = run.recipe.seed if not name or self.config.peft_config or self._random(run.hf_config) else None
         here = [str(path) for path in (folder, name) if path and Path(path).is_dir()]
         if self.config.name_or_path in here:
             keys["name_or_path"] = ""

@@ -38,15 +38,13 @@ class Cached:
 
     def __init__(self, run: Run, score: Score) -> None:
         own = run.dir / FILE
-        shared = _shared(run) if run.rank == 0 and not run.progress.step and not own.is_file() else own
-        if run.agree(own.is_file() or shared.is_file()):
-            self._values = _read(run, own if own.is_file() else shared)
-        else:
-            self._values = self._made(run, score)
-        if run.rank == 0:
-            for path in (own, shared):
-                if not path.is_file():
-                    _write(path, self._values)
+        # What is there before the first step is of a run that ended without a checkpoint: its model may be another.
+        found = own if run.progress.step or run.rank else _shared(run)
+        made = not run.agree(found.is_file())
+        self._values = self._made(run, score) if made else _read(run, found)
+        if run.rank == 0 and not run.progress.step:
+            for path in (own, found) if made else (own,):
+                _write(path, self._values)
 
     def __call__(self, run: Run, batch: Batch) -> torch.Tensor:
         """Those of the rows of a batch, fp32 [rows, 2]."""
@@ -199,6 +197,7 @@ def _key(run: Run) -> str:
         run.layer_versions(), code.sha256 if code is not None else "",
         {name: section.model_dump(mode="json") for name, section in run.recipe.plugins.items()},
         run.config.model_dump(include={"length_normalised", "loss_type"}),
+        run.recipe.deepspeed.get("torch_autocast"),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
