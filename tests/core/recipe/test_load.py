@@ -289,6 +289,11 @@ def test_fp16_needs_zero_sharding(problems: Problems, load: Any) -> None:
     [
         ("{sources: []}", "3:17 `data.sources` is an empty list | a list, each a section; at least one | "),
         ("{}", "3:1 `data.sources` is missing | a list, each a section; at least one | "),
+        ("{sources: [a], seed: -1}", "3:28 `data.seed` is -1 | a whole number of at least 0 | "),
+        (
+            "{sources: [{name_or_path: x, sample_seed: -1}]}",
+            "3:49 `data.sources.0.sample_seed` is -1 | a whole number of at least 0 | ",
+        ),
         ("[a]", "3:7 `data` is a list of 1 | keys with values | "),
         ("{sources: 3}", "3:17 `data.sources` is 3 | a list of sections with a `type` | "),
         (

@@ -89,7 +89,7 @@ class SourceConfig(PartConfig):
     sample_count: Positive | None = None
     """Take this many rows, drawn with `sample_seed`, and repeated where there are fewer; not together with
     `sample_ratio`."""
-    sample_seed: int = 42
+    sample_seed: Count = 42
     """Seed of that draw."""
     process: bool = True
     """False: the rows already hold `input_ids` and `labels`."""
@@ -152,7 +152,7 @@ class DataConfig(PartConfig):
     """Processes that prepare the data, where it is enough for them to save time; the result does not depend on it."""
     dl_num_workers: Count = 0
     """Threads that make batches ahead of training and evaluation; 0 makes each when it is needed."""
-    seed: int = 42
+    seed: Count = 42
     """Seed of the split, of packing and of the order of the rows."""
     cache_dir: Path = Path("~/.cache/ptrain/data")
     """Where prepared data is kept; `~` is the home directory."""
