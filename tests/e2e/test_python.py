@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from harness import differences, left, run_workers
 
+import ptrain
+
 ENV = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "TORCH_COMPILE_DISABLE": "1"}
 HEAD = "import json, sys\nimport ptrain\nkeys = json.load(open('recipe.json'))\n"
 SAVES = [
@@ -185,6 +187,11 @@ def test_two_workers(script: Script, recipes: Any, prepared: Any, tmp_path: Path
         assert differences(left(tmp_path / name / "run.json"), left(spec)) == []
 
 
+def test_a_path_among_overrides(recipes: Any, tmp_path: Path) -> None:
+    run = ptrain.open_recipe(recipes(), {"output_dir": tmp_path / "run", "metadata": {"seen": [tmp_path]}})
+    assert run.recipe.output_dir == tmp_path / "run" and run.recipe.metadata == {"seen": [str(tmp_path)]}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -194,6 +201,7 @@ def test_two_workers(script: Script, recipes: Any, prepared: Any, tmp_path: Path
         ("ptrain.train(keys, plugins=[ptrain.Trainer])", ["`Trainer` in `plugins`", "@ptrain.register"]),
         ("ptrain.train(keys, plugins=[f], code='script.py')", ["both `code` and `plugins` are given"]),
         ("ptrain.train('no.yaml')", ["no.yaml"]),
+        ("ptrain.train(keys, {'seed': print})", ["RecipeError", "the override `seed` is <built-in function print>"]),
         ("ptrain.train(keys, plugins=[f, f])", ["two of `plugins` are called `f`"]),
     ],
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.errors import TrainingError
+from ptrain.errors import RecipeError, TrainingError
 from ptrain.launch.environment import Topology
 from ptrain.recipe.sections import Recipe
 
@@ -226,7 +226,7 @@ def _loaded(
 
     source = None if isinstance(recipe, (Mapping, Recipe)) else Path(recipe)
     content = dump(recipe) if isinstance(recipe, Recipe) else recipe
-    listed = [f"{k}={json.dumps(v)}" for k, v in overrides.items()] if isinstance(overrides, Mapping) else overrides
+    listed = [_override(k, v) for k, v in overrides.items()] if isinstance(overrides, Mapping) else overrides
     loaded = load_recipe(
         content if source is None else source,
         list(listed),
@@ -235,3 +235,14 @@ def _loaded(
         plugins=plugins,
     )
     return loaded, source
+
+
+def _override(key: str, value: Any) -> str:
+    """The override as the command line has it."""
+    try:
+        return f"{key}={json.dumps(value, default=os.fspath)}"
+    except TypeError:
+        raise RecipeError(
+            f"the override `{key}` is {value!r}, of the type {type(value).__name__}",
+            expected="text, a number, a truth value, None, a path, or a list or mapping of such",
+        ) from None

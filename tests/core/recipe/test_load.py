@@ -417,6 +417,18 @@ def test_problems_of_a_mapping_have_names(load: Load) -> None:
     assert str(caught.value).startswith("recipe: `model` has no key `dtyp`\n")
 
 
+def test_paths_in_a_mapping_are_text(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    sources = [tmp_path / "one", {"type": "lines", "path": tmp_path / "two"}]
+    keys = {"type": "tiny", "model": {"name_or_path": tmp_path}, "data": {"sources": sources}}
+    found = load(keys).recipe
+    assert found.model.name_or_path == str(tmp_path)
+    source: Any = found.data.sources[0]
+    assert source.name_or_path == str(tmp_path / "one")
+    with pytest.raises(RecipeError, match="wants to run the code"):
+        load({**keys, "code": tmp_path / "mine.py"})
+
+
 def offering(catalog: Catalog, kind: str, cls: Any, name: str, distribution: str = "ptrain-other") -> Catalog:
     return catalog.with_classes({Offer(kind, name, distribution, "2.0", f"other:{cls.__name__}"): cls})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from ptrain.errors import Position
@@ -43,7 +44,7 @@ class Document:
 
 
 def from_mapping(mapping: Mapping[str, Any], file: str = "recipe") -> Document:
-    """The document of data that is there already (a copy); it has no positions."""
+    """The document of data that is there already (a copy, in which paths are text); it has no positions."""
     return Document(_copy(mapping), file=file)
 
 
@@ -52,4 +53,4 @@ def _copy(value: Any) -> Any:
         return {str(key): _copy(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_copy(inner) for inner in value]
-    return value
+    return str(value) if isinstance(value, PurePath) else value
