@@ -28,6 +28,9 @@ RIGHT = [
     MINIMAL + "plugins: {splitter: }\nlogger: {print_output_ranks: '*'}\nwandb: {enable: true, entity: null}",
     MINIMAL + "deepspeed: {zero_optimization: {stage: 2, reduce_bucket_size: 5e8, max_live_parameters: 10M}}",
     "type: tiny\nmodel: {type: 'ptrain-tiny:huggingface', whatever: 1}\ndata: {sources: [a]}",
+    "type: ptrain-tiny:tiny\nmodel: {}\ndata: {sources: [a]}",
+    "type: tiny\nmodel: {}\ndata: {sources: [a], type: }",
+    "type: tiny\nmodel: {}\ndata: {sources: [a], type: ''}",
     "type: mine\ncode: train.py\nmodel: {anything: 1}\ndata: {}",
 ]
 WRONG = [

@@ -33,7 +33,7 @@ def schema(catalog: Catalog) -> Schema:
     branches = [_when("type", name, building.recipe(name, trainer)) for name, trainer in trainers.items()]
     known = {
         "if": {"not": {"required": ["code"]}},
-        "then": {"properties": {"type": {"enum": sorted(trainers)}}},
+        "then": {"properties": {"type": _name_of(trainers)}},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -94,7 +94,8 @@ class _Building:
         source = self.list_of(self.part("source", default))
         for label in SOURCES:
             keys[label] = {**source, "description": keys[label].get("description", "")}
-        keys["type"] = {"const": name, "description": "The trainer again, if anything."}
+        again = [name, name.rpartition(":")[2], "", None]
+        keys["type"] = {"enum": list(dict.fromkeys(again)), "description": "The trainer again, if anything."}
         return {"$ref": reference}
 
     def plugins(self) -> Schema:
@@ -135,8 +136,7 @@ class _Building:
             branches.append({"if": absent, "then": {"$ref": references[default]}})
         else:
             branches.append({"required": ["type"]})
-        names = {"anyOf": [{"enum": sorted(classes)}, {"type": "string", "pattern": ":"}]}
-        return {"type": "object", "properties": {"type": names}, "allOf": branches}
+        return {"type": "object", "properties": {"type": _name_of(classes)}, "allOf": branches}
 
     def _widened(self, reference: str, trainer: str, more: Schema) -> str:
         plain = self.definitions[reference.removeprefix("#/$defs/")]
@@ -165,6 +165,11 @@ class _Building:
 
     def _closed(self, made: Schema) -> Schema:
         return {**made, "additionalProperties": False, "patternProperties": {f"^{NOTE}": True}}
+
+
+def _name_of(known: Iterable[str]) -> Schema:
+    """One of the known names, or one with its distribution."""
+    return {"anyOf": [{"enum": sorted(known)}, {"type": "string", "pattern": ":"}]}
 
 
 def _when(key: str, value: str, then: Schema) -> Schema:
