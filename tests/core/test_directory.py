@@ -6,12 +6,17 @@ import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from ptrain import directory
+from ptrain.checks import check_space
 from ptrain.directory import commit, make_directory, newest_run, run_directory, starts, write_spec
-from ptrain.errors import RecipeError
+from ptrain.errors import CheckpointError, RecipeError
+
+if TYPE_CHECKING:
+    from ptrain.run import Run
 
 RECIPE = SimpleNamespace(output_dir=None, type="sft")
 
@@ -109,3 +114,17 @@ def test_every_start_is_kept(here: Path) -> None:
     assert second[0] == json.loads((here / "run" / "run.json").read_text())["starts"][0]
     assert set(second[1]) == {"time", "command", "git", "versions"}
     assert (here / "run" / "resolved.yaml").read_text() == "seed: 42\n"
+
+
+def test_the_disk_of_an_entry_that_is_switched_off_does_not_count(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry(folder: str, *, enabled: bool) -> SimpleNamespace:
+        return SimpleNamespace(config=SimpleNamespace(enabled=enabled, output_dir=here / folder))
+
+    def check(*, enabled: bool) -> None:
+        entries = [entry("large", enabled=True), entry("full", enabled=enabled)]
+        check_space(cast("Run", SimpleNamespace(parts=SimpleNamespace(checkpoints=entries))), here, 100)
+
+    monkeypatch.setattr(directory, "free_bytes", lambda path: 0 if path.name == "full" else 10**6)
+    check(enabled=False)
+    with pytest.raises(CheckpointError, match="has 0 free"):
+        check(enabled=True)

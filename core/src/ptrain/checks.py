@@ -245,11 +245,10 @@ def check_positions(run: Run, splits: Sequence[Dataset], model: PreTrainedModel)
 def check_space(run: Run, directory: Path, parameters: int) -> None:
     """Raise CheckpointError where not even one checkpoint of so many parameters would fit on the disk."""
     from ptrain.directory import free_bytes
+    from ptrain.saving import active
 
-    if not any(part.config.enabled for part in run.parts.checkpoints):
-        return
     need = parameters * BYTES_PER_PARAMETER
-    for part in run.parts.checkpoints:
+    for part in active(run):
         target = part.config.output_dir or directory
         free = free_bytes(Path(target).absolute())
         if free < need:
