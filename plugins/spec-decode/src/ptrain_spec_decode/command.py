@@ -58,7 +58,7 @@ def generate(
         "By default 10, where the engine knows it.", show_default=False)] = None,
     top_p: Annotated[float | None, typer.Option(min=1e-6, max=1, help="Of these, from the fewest whose probabilities "
         "add up to it; by default 1.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts, and of sampling.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of prompts, and of sampling.")] = 42,
     tokenizer: Annotated[str | None, typer.Option(help="The model's tokenizer, where it is elsewhere.",
         show_default=False)] = None,
     chat_template: Annotated[str | None, typer.Option(help="A template for conversations: a file, or a name such as "
@@ -95,7 +95,7 @@ def generate(
         "served_model": served_model, "concurrency": concurrency, "timeout": timeout, "retries": retries,
         "api_key_env": api_key_env, "top_k": top_k, "top_p": top_p,
     }  # fmt: skip
-    check_output(output)
+    check_output(output, data)
     cls = engine_class(engine)
     check_options(engine, cls, given)
     from ptrain_spec_decode.chunks import load_tokenizer, prompts
@@ -108,8 +108,8 @@ def generate(
     return run(output, engine, cls(settings), prompts(data, loaded, prompt_length, count, seed), token_budget)
 
 
-def check_output(output: Path) -> None:
-    """Raise BadParameter where the file has another form, or can't be written."""
+def check_output(output: Path, data: str) -> None:
+    """Raise BadParameter where the file has another form, can't be written, or is what prompts come from."""
     from ptrain_spec_decode.offline import SUFFIXES
 
     if output.suffix not in SUFFIXES:
@@ -117,6 +117,8 @@ def check_output(output: Path) -> None:
     if output.is_dir() or not output.parent.is_dir():
         what = "is a folder" if output.is_dir() else f"can't be written: there is no folder `{output.parent}`"
         raise typer.BadParameter(f"`{output}` {what}", param_hint="OUTPUT")
+    if output.resolve() == Path(data).resolve():
+        raise typer.BadParameter(f"`{output}` is what the prompts come from, and would be lost", param_hint="OUTPUT")
 
 
 def check_options(name: str, engine: type[Engine], given: dict[str, Any]) -> None:
