@@ -114,9 +114,7 @@ def check_size(run: Run, shape: Shape) -> None:
     weight = 4 if run.recipe.model.dtype == "fp32" else 2
     need, there, what = shape.parameters * weight, memory_here(), "the memory of this machine"
     if device is not None:
-        # At least: stage 3 has a share of weights and gradients as well.
-        sharded = int((run.recipe.deepspeed.get("zero_optimization") or {}).get("stage", 0)) == 3
-        kept = shape.parameters * (2 * weight / (run.world if sharded else 1) + (16 - 2 * weight) / run.world)
+        kept = int(shape.parameters * _kept(run, weight, gpu=device.type == "cuda"))
         if device.type == "cuda":
             import torch
 
@@ -132,6 +130,22 @@ def check_size(run: Run, shape: Shape) -> None:
             expected=f"less than {there / GIB:,.1f} GiB, {what}",
             fix="take a smaller `speculator_width`, fewer `n_speculator_heads`, or `speculator_tie_weights: true`",
         )
+
+
+def _kept(run: Run, weight: int, *, gpu: bool) -> float:
+    """Bytes that a worker keeps at least of each parameter, with its gradient and the optimizer's fp32 numbers: all of
+    what ZeRO does not shard, and on a GPU none of what is offloaded to the machine."""
+    from ptrain.engine import deepspeed_config
+
+    zero = deepspeed_config(run.recipe, run.world)["zero_optimization"]
+
+    def share(size: int, stage: int, offload: str) -> float:
+        if gpu and (zero.get(offload) or {}).get("device", "none") != "none":
+            return 0
+        return size / run.world if zero["stage"] >= stage else size
+
+    optimizer = "offload_optimizer"
+    return share(weight, 3, "offload_param") + share(weight, 2, optimizer) + share(16 - 2 * weight, 1, optimizer)
 
 
 def memory_here() -> int:
