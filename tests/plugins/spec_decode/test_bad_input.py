@@ -7,17 +7,22 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from published import drawn, shape
 
-from ptrain import PtrainError
+from ptrain import ModelError, PtrainError
 from ptrain.testing.recipes import merged
 from ptrain.testing.rows import WORDS, conversations, write_rows
-from ptrain_spec_decode.layout import file_name
+from ptrain.testing.workers import WorkerFailed
+from ptrain_spec_decode.fits import check_size
+from ptrain_spec_decode.layout import Shape, file_name
 from ptrain_spec_decode.saved import Base, config_of, vocabulary_digest, write
 
 ROWS = 40
@@ -32,6 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ptrain_model: Path, ptrain_
     size = json.loads((ptrain_model / "config.json").read_text())["vocab_size"]
     mine = Base("base", ("LlamaForCausalLM",), vocabulary_digest(ptrain_tokenizer))
     save(made / "fits", mine, hidden_size=64, vocab_size=size)
+    lstm = replace(shape("mlp", hidden_size=64, vocab_size=size), kind="lstm")
+    save_as(made / "recurrent", lstm, mine, "arctic")
     save(made / "wider", mine, hidden_size=96, vocab_size=size)
     save(made / "fewer-tokens", mine, hidden_size=64, vocab_size=size - 1)
     save(made / "other-class", Base("other", ("GPT2LMHeadModel",)), hidden_size=64, vocab_size=size)
@@ -44,10 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ptrain_model: Path, ptrain_
 
 def save(folder: Path, base: Base, **changes: Any) -> None:
     """A speculator in a folder."""
+    save_as(folder, shape("mlp", **changes), base, "vllm")
+
+
+def save_as(folder: Path, wanted: Shape, base: Base, engine: str) -> None:
+    """One of this shape, as an engine loads it."""
     folder.mkdir()
-    made = drawn(shape("mlp", **changes))
-    weights = {file_name(name): p.detach().clone() for name, p in made.named_parameters()}
-    write(folder, weights, config_of(made.shape, base, "float32", "vllm"))
+    weights = {file_name(name): p.detach().clone() for name, p in drawn(wanted).named_parameters()}
+    write(folder, weights, config_of(wanted, base, "float32", engine))
 
 
 def recipe(folder: Path) -> dict[str, Any]:
@@ -128,6 +139,10 @@ def test_a_model_part_without_a_speculator(folder: Path) -> None:
             ["recipe.yaml:", "serves no speculator of the kind `lstm`", "fix: write `served_by: arctic`"],
         ),
         (
+            "check", {"speculator_path": "recurrent", "checkpoint": [{"type": "speculator", "served_by": "vllm"}]},
+            ["recipe.yaml:", "serves no speculator of the kind `lstm`", "fix: write `served_by: arctic`"],
+        ),
+        (
             "run", {"model": {"speculator_width": 20_000_000}},
             ["3 heads of the width 20000000 make a speculator of", "GiB", "the memory of this machine",
              "fix: take a smaller `speculator_width`, fewer `n_speculator_heads`"],
@@ -142,7 +157,7 @@ def test_a_model_part_without_a_speculator(folder: Path) -> None:
              "expected: 64"],
         ),
     ],
-    ids=["no folder", "engine", "memory", "tokenizer", "base"],
+    ids=["no folder", "engine", "engine of a saved one", "memory", "tokenizer", "base"],
 )  # fmt: skip
 def test_from_the_command_line(command: str, changes: dict[str, Any], said: list[str], folder: Path) -> None:
     """Exit code 2, with the place in the recipe; a run leaves no directory."""
@@ -154,3 +169,57 @@ def test_from_the_command_line(command: str, changes: dict[str, Any], said: list
     text = " ".join(done.stderr.split())
     assert done.returncode == 2 and all(part in text for part in said), done.stderr
     assert "Traceback" not in done.stderr and not (folder / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("world", "zero", "bytes_each"),
+    [
+        (1, {}, 16),
+        (4, {}, 2 + 14 / 4),
+        (4, {"stage": 1}, 4 + 12 / 4),
+        (4, {"stage": 3}, 4),
+        (1, {"offload_optimizer": {"device": "cpu"}}, 2),
+        (1, {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}, 0),
+        (1, {"offload_optimizer": {"device": "none"}}, 16),
+    ],
+)
+def test_what_a_gpu_keeps_of_a_speculator(
+    world: int, zero: dict[str, Any], bytes_each: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = shape("mlp", hidden_size=64, vocab_size=400)
+    recipe = SimpleNamespace(
+        deepspeed={"zero_optimization": zero}, micro_batch_size=1, model=SimpleNamespace(dtype="bf16")
+    )
+    run: Any = SimpleNamespace(device=torch.device("cuda"), world=world, recipe=recipe)
+
+    def check(total: float) -> None:
+        there = SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
+        check_size(run, wanted)
+
+    check(bytes_each * wanted.parameters)
+    if bytes_each:
+        with pytest.raises(ModelError, match="the memory of the GPU"):
+            check(bytes_each * wanted.parameters - 2)
+
+
+def test_texts_that_the_base_has_no_positions_for(
+    folder: Path, ptrain_tokenizer: Any, ptrain_run: Any, tmp_path: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {
+        "n_embd": 64,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 64,
+        "vocab_size": len(ptrain_tokenizer),
+    }
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=2)).save_pretrained(tmp_path / "learnt")
+    ptrain_tokenizer.save_pretrained(tmp_path / "learnt")
+    made = merged(recipe(folder), {"model": {"name_or_path": str(tmp_path / "learnt")}, "gen_train": True})
+    made = merged(made, {"data": {"max_length": 64, "overlength": "truncate_right"}, "gen_prompt_length": 8})
+    del made["output_dir"]
+    with pytest.raises(WorkerFailed, match="after prompts of up to 8, and the base has learnt 64 positions"):
+        ptrain_run(merged(made, {"gen_seq_length": 58}))
+    ptrain_run(merged(made, {"gen_seq_length": 57}))

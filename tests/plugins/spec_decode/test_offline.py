@@ -259,6 +259,7 @@ BAD = {
     "too many": (("--count", 10**6), {}, "--count asks for 1,000,000"),
     "no key": (("--engine", "vllm", "--url", "http://x/v1", "--api-key-env", "NONE"), {}, "`NONE`, which --api-key-env"),
     "number": (("--new-tokens", 0), {}, "greater than or equal to 1"),
+    "seed": (("--seed", -1), {}, "greater than or equal to 0"),
     "device": (("--device", "cuda:77"), {}, "can't be put on the device `cuda:77`"),
 }  # fmt: skip
 
@@ -270,6 +271,34 @@ def test_one_message_for_bad_flags(call: Any, capsys: Any, tmp_path: Path, name:
     said = capsys.readouterr().err
     assert message in said and said.count("error:") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_prompts_come_from_is_not_written_over(call: Any, capsys: Any, tmp_path: Path) -> None:
+    text = json.dumps({"messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]}) + "\n"
+    (tmp_path / "out.jsonl").write_text(text)
+    assert call("--prompt-length", 2, "--new-tokens", 2, data=tmp_path / "out.jsonl") == 2
+    assert "is what the prompts come from" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_text() == text and len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_base_that_has_learnt_too_few_positions(
+    call: Any, capsys: Any, tmp_path: Path, ptrain_tokenizer: Any
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {
+        "n_embd": 64,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 16,
+        "vocab_size": len(ptrain_tokenizer),
+    }
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=2)).save_pretrained(tmp_path / "learnt")
+    ptrain_tokenizer.save_pretrained(tmp_path / "learnt")
+    flags = ("--model", tmp_path / "learnt", "--count", 3, "--prompt-length", 8, "--new-tokens")
+    assert call(*flags, 10) == 2
+    assert "lower --new-tokens or --prompt-length" in capsys.readouterr().err
+    assert call(*flags, 9) == 0
 
 
 def test_another_model_on_the_server(call: Any, capsys: Any) -> None:

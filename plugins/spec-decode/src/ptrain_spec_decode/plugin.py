@@ -65,9 +65,9 @@ class SpecDecode(SFT):
         if not issubclass(run.loaded.model, SpeculatorModel):
             message = f"the model part `{run.recipe.model.type}` makes no speculator"
             return [ptrain.Problem(message, where(("model", "type")), "`speculator`", "leave `model.type` out")]
-        found = _unreadable(run)
+        kind, found = _kind(run)
         for at, entry in enumerate(run.recipe.checkpoint):
-            if getattr(entry, "served_by", None) == "vllm" and getattr(run.recipe.model, "speculator", "") == "lstm":
+            if getattr(entry, "served_by", None) == "vllm" and kind == "lstm":
                 message = "vLLM itself serves no speculator of the kind `lstm`"
                 place = where(("checkpoint", at, "served_by"))
                 found.append(ptrain.Problem(message, place, fix="write `served_by: arctic`, or leave it out"))
@@ -75,9 +75,13 @@ class SpecDecode(SFT):
 
     @ptrain.hookimpl
     def before_training(self, run: Run) -> None:
-        """Say early where nothing will serve what is trained."""
+        """Say early where nothing will serve what is trained; refuse texts that the base has no positions for."""
         from ptrain_spec_decode.model import speculator_of
+        from ptrain_spec_decode.sampling import refuse_beyond_positions
 
+        if run.config.gen_train:
+            keys = "`gen_seq_length` or `gen_prompt_length`"
+            refuse_beyond_positions(run.model, run.config.gen_prompt_length, run.config.gen_seq_length, keys)
         kinds = {part.type for part in run.recipe.checkpoint if part.enabled}
         if "huggingface" in kinds and "speculator" not in kinds:
             run.warn(
@@ -124,17 +128,17 @@ class SpecDecode(SFT):
         return heads_loss(run, hidden, batch, measure=batch["split"] == "eval")
 
 
-def _unreadable(run: Run) -> list[Problem]:
-    """What is wrong with `speculator_path`, as far as it alone tells."""
+def _kind(run: Run) -> tuple[str, list[Problem]]:
+    """The kind of the speculator, and what is wrong with `speculator_path`, as far as it alone tells."""
     from dataclasses import replace
 
     from ptrain_spec_decode.saved import read
 
+    kind = getattr(run.recipe.model, "speculator", "")
     if run.config.speculator_path is None:
-        return []
+        return kind, []
     try:
-        read(run.config.speculator_path)
+        return read(run.config.speculator_path)[0].kind, []
     except ptrain.ModelError as error:
         place = run.loaded.document.value_position(("speculator_path",))
-        return [replace(problem, where=place) for problem in error.problems]
-    return []
+        return kind, [replace(problem, where=place) for problem in error.problems]

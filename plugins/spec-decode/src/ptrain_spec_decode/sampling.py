@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ptrain import ModelError
 from ptrain.seeds import derived_seed
 from ptrain_spec_decode.cached import last_hidden
 
@@ -125,6 +126,27 @@ def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], draws: to
             tokens[:, at] = warp(out.logits[:, -1]).draw(draws[:, at])
             read, extra = tokens[:, at : at + 1], _next(extra)
     return Generated(tokens, torch.stack(states, dim=1), ids[:, -1])
+
+
+def refuse_beyond_positions(model: PreTrainedModel, prompt: int, count: int, keys: str) -> None:
+    """Raise ModelError where `model` has learnt fewer positions than it reads of a prompt and `count` tokens after it.
+
+    Args:
+        keys: what to lower.
+    """
+    from ptrain.model.rows import first_position, learns_positions
+
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not limit or not learns_positions(model.base_model):
+        return
+    limit -= first_position(model)
+    # The last token is written and not read.
+    if prompt + count - 1 > limit:
+        raise ModelError(
+            f"{count} tokens are to be written after prompts of up to {prompt}, and the base has learnt {limit} "
+            "positions",
+            fix=f"lower {keys}",
+        )
 
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

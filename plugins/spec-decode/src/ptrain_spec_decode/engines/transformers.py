@@ -29,8 +29,10 @@ class Transformers(Engine):
         import torch
         from transformers import AutoModelForCausalLM
 
+        from ptrain.engine import quiet
         from ptrain.hub import explained
 
+        quiet()
         device = self.option("device", "cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, DTYPES[self.option("dtype", "fp32" if device == "cpu" else "bf16")])
         with explained("model", self.settings.model):
@@ -55,9 +57,11 @@ class Transformers(Engine):
     def _written(self, batch: list[Request]) -> torch.Tensor:
         import torch
 
-        from ptrain_spec_decode.sampling import Warp, generate, uniforms
+        from ptrain_spec_decode.sampling import Warp, generate, refuse_beyond_positions, uniforms
 
         settings = self.settings
+        longest = max(len(request.prompt) for request in batch)
+        refuse_beyond_positions(self._model, longest, settings.new_tokens, "--new-tokens or --prompt-length")
         draws = uniforms(settings.seed, [request.key for request in batch], settings.new_tokens)
         warp = Warp(settings.temperature, settings.top_k, settings.top_p)
         try:
