@@ -137,7 +137,7 @@ def refuse_beyond_positions(model: PreTrainedModel, prompt: int, count: int, key
     from ptrain.model.rows import first_position, learns_positions
 
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not limit or not learns_positions(model.base_model):
+    if not limit or not learns_positions(model):
         return
     limit -= first_position(model)
     # The last token is written and not read.
