@@ -66,6 +66,29 @@ def test_a_used_run_directory_is_refused_then_restarted(recipe_file: Any, tmp_pa
     assert (tmp_path / "run.1" / "metrics.jsonl").read_text() == before
 
 
+def test_folders_from_the_environment(recipe_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a variable holds counts in keys that belong to no part, and is written nowhere."""
+    there = tmp_path / "canary"
+    at = "${env:THERE}"
+    data, logger = {"cache_dir": f"{at}/cache"}, {"output_dir": f"{at}/logs"}
+    recipe = recipe_file(
+        output_dir=f"{at}/run", train_iters=2, data=data, logger=logger, checkpoint=[],
+        train_log_metrics_path=f"{at}/steps.jsonl", kill_switch_path=f"{at}/halt",
+    )  # fmt: skip
+    monkeypatch.delenv("THERE", raising=False)
+    assert run("check", recipe, cwd=tmp_path)[0] == 0
+    code, _, err = run("run", recipe, cwd=tmp_path)
+    assert code == 2 and "`output_dir` refers to the environment variable `THERE`, which is not set" in err
+    monkeypatch.setenv("THERE", str(there))
+    code, _, err = run("run", recipe, "--workers", 2, cwd=tmp_path)
+    assert code == 0, err
+    assert {one.name for one in there.iterdir()} == {"run", "cache", "logs", "steps.jsonl"}
+    assert not [*tmp_path.glob("*env*")] and at in (there / "run" / "run.json").read_text()
+    (there / "halt").touch()
+    code, _, err = run("run", recipe, "--restart", cwd=tmp_path)
+    assert code == 75, err
+
+
 def test_the_kill_switch_stops_and_saves(recipe_file: Any, tmp_path: Path) -> None:
     """A file ends the run like a signal does."""
     process = start("run", recipe_file(train_iters=100_000))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ptrain.errors import RecipeError
+from ptrain.recipe.env import value_of
 from ptrain.versions import versions
 
 RUNS = Path("runs")
@@ -36,7 +37,9 @@ def run_directory(recipe: Any, source: Path | None, *, resume: bool = False) -> 
         resume: take the newest directory that there is already.
     """
     if recipe.output_dir is not None:
-        return Path(recipe.output_dir).expanduser().absolute()
+        with contextlib.suppress(RecipeError):  # as in a recipe that is only looked at
+            return value_of(Path(recipe.output_dir), "output_dir").absolute()
+        return Path(recipe.output_dir).absolute()
     parent = (RUNS / (source.stem if source is not None else recipe.type)).absolute()
     newest = newest_run(parent) if resume else None
     return newest or _free(parent / datetime.datetime.now(datetime.timezone.utc).strftime(TIME))

@@ -22,11 +22,13 @@ from ptrain.directory import (
 )
 from ptrain.errors import RecipeError
 from ptrain.recipe.dump import dump
+from ptrain.recipe.env import resolve, value_of
 from ptrain.recipe.load import Loaded, load_recipe
 from ptrain.recipe.machine import machine_problems
 
 if TYPE_CHECKING:
     from ptrain.data.cache import Prepared
+    from ptrain.recipe.sections import Recipe
     from ptrain.run import Run
 
 STOPPED = 75
@@ -60,6 +62,7 @@ def prepare_run(
     problems = machine_problems(loaded)
     if problems:
         raise RecipeError.of(problems)
+    _check_environment(loaded.recipe)
     resume = not restart and (resume or resumes_by_itself(loaded.recipe))
     directory = run_directory(loaded.recipe, source, resume=resume)
     new = not directory.exists()
@@ -88,6 +91,15 @@ def prepare_run(
         set_aside(directory)
     make_directory(directory, new=new)
     return _begun(run, prepared, source, resume_from, command)
+
+
+def _check_environment(recipe: Recipe) -> None:
+    """Raise RecipeError where what belongs to no part refers to a variable that is not set."""
+    for key in ("output_dir", "train_log_metrics_path", "kill_switch_path", "deepspeed"):
+        value_of(getattr(recipe, key), key)
+    value_of(recipe.logger.output_dir, "logger.output_dir")
+    for section in (recipe.trainer, recipe.wandb, *recipe.plugins.values()):
+        resolve(section)
 
 
 def _resume_from(run: Run, data: str) -> Path | None:

@@ -18,7 +18,7 @@ from ptrain.errors import PluginError, Problem, RecipeError
 from ptrain.layer import Layer
 from ptrain.local import CALLER
 from ptrain.parts import Part
-from ptrain.recipe.env import resolve
+from ptrain.recipe.env import resolve, resolve_known
 from ptrain.results import Progress, StopRequested
 from ptrain.stack import Stack
 from ptrain.trackers import Trackers
@@ -164,7 +164,7 @@ class Run:
     @property
     def config(self) -> Any:
         """The trainer's own top-level keys."""
-        return self.recipe.trainer
+        return resolve_known(self.recipe.trainer)
 
     def __getattr__(self, name: str) -> Any:
         if name in FILLED_BY:
@@ -302,10 +302,10 @@ class Run:
 def layers_of(loaded: Loaded) -> list[Layer]:
     """The stack of a recipe, bottom-up: core, trainer, features, user code."""
     core = Layer(stages, "core", f"ptrain-core {importlib.metadata.version('ptrain-core')}")
-    trainer = loaded.trainer(loaded.recipe.trainer)
+    trainer = loaded.trainer(resolve_known(loaded.recipe.trainer))
     layers = [core, _layer(loaded, trainer, loaded.recipe.type)]
     for name, feature in loaded.features.items():
-        layers.append(_layer(loaded, feature(loaded.recipe.plugins[name]), name))
+        layers.append(_layer(loaded, feature(resolve_known(loaded.recipe.plugins[name])), name))
     if loaded.user_code is not None:
         module, path = loaded.user_code.module, loaded.user_code.path
         callbacks = [(event, f) for f in vars(module).values() for event in getattr(f, hooks.CALLBACK, ())]

@@ -103,6 +103,7 @@ def create_engine(
 ) -> Any:
     """DeepSpeed, with the recipe's block completed; layers are compiled where the recipe says so."""
     from ptrain.engine import Engine, Frozen, deepspeed_config
+    from ptrain.recipe.env import value_of
 
     if run.recipe.model.compile:
         from ptrain.model.compiled import compile_layers
@@ -111,7 +112,8 @@ def create_engine(
         run.say(f"{count} layers are compiled when they are first called, which takes its time")
     if optimizer is None:
         return Frozen(model, deepspeed_config(run.recipe, run.world), run.device)
-    return Engine(model, optimizer, deepspeed_config(run.recipe, run.world), run.recipe.gradient_clipping)
+    config = value_of(deepspeed_config(run.recipe, run.world), "deepspeed")
+    return Engine(model, optimizer, config, run.recipe.gradient_clipping)
 
 
 @hookimpl

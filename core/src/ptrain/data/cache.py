@@ -18,6 +18,7 @@ from ptrain.data.report import Report
 from ptrain.data.sources.base import content_hashes
 from ptrain.data.workspace import Workspace, using
 from ptrain.errors import DataError, MissingData
+from ptrain.recipe.env import value_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,7 +70,7 @@ def prepare(run: Run) -> Prepared:
         DataError: a source, a row or the template is wrong; there are no rows; or it is not in the cache and
             `data.fail_on_missing_cache` is on.
     """
-    root = run.recipe.data.cache_dir.expanduser()
+    root: Path = value_of(run.recipe.data.cache_dir, "data.cache_dir")
     path = root / key(run)
     hit = (path / REPORT).exists()
     if not hit:

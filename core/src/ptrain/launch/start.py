@@ -16,6 +16,7 @@ from ptrain.launch.report import show_failure
 from ptrain.launch.signals import listening
 from ptrain.launch.supervisor import Job, supervise
 from ptrain.launch.worker import SETTLE, recorded, train
+from ptrain.recipe.env import value_of
 
 if TYPE_CHECKING:
     from ptrain.recipe.sections import LoggerConfig
@@ -37,7 +38,7 @@ def start(plan: Plan, spec: Path, logger: LoggerConfig, *, debug: bool = False, 
     error_dir = spec.parent / "errors"
     if plan.topology.is_worker or (plan.workers == 1 and not plan.hosts):
         return _here(plan, spec, error_dir, debug, python_profile)
-    folder = logger.output_dir or spec.parent / "logs"
+    folder = value_of(logger.output_dir, "logger.output_dir") or spec.parent / "logs"
     output = Output(folder, logger.print_output_ranks, logger.file_output_ranks)
     arguments = [str(spec.absolute()), "--python_profile", python_profile]
     if plan.hosts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -43,6 +44,24 @@ def resolve(config: C) -> C:
         if replaced is not value:
             changed[name] = replaced
     return config.model_copy(update=changed) if changed else config
+
+
+def resolve_known(config: C) -> C:
+    """`resolve(config)`, or `config` as it is where a variable is not set, as in a recipe that is only looked at."""
+    try:
+        return resolve(config)
+    except RecipeError:
+        return config
+
+
+def value_of(value: Any, key: str) -> Any:
+    """The value of `key`, which belongs to no part, with what the variables hold, and `~` as the home directory.
+
+    Raises:
+        RecipeError: a variable is not set; names the key and the variable.
+    """
+    found = _resolved(value, key)
+    return found.expanduser() if isinstance(found, Path) else found
 
 
 def _resolved(value: Any, key: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ptrain.parts import Tracker
+from ptrain.recipe.env import value_of
 from ptrain.recipe.sections import TrackerConfig
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class JsonLines(Tracker):
 
     def start(self, run: Run) -> None:
         """Open the file and drop what lies past the step that the run goes on from."""
-        path = self.config.path or run.recipe.train_log_metrics_path or run.dir / "metrics.jsonl"
+        given = value_of(run.recipe.train_log_metrics_path, "train_log_metrics_path")
+        path = self.config.path or given or run.dir / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             rewind(path, run.progress.step)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ptrain.errors import RecipeError
 from ptrain.parts import Tracker
 from ptrain.recipe.dump import dump
+from ptrain.recipe.env import resolve
 from ptrain.recipe.sections import TrackerConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class WandB(Tracker):
             import wandb  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
             raise RecipeError("wandb was asked for and is not installed", fix="pip install wandb") from error
-        settings = run.recipe.wandb
+        settings = resolve(run.recipe.wandb)
         kept = run.dir / "wandb-run-id"
         known = kept.read_text().strip() if kept.exists() and run.progress.step else None
         self._run = wandb.init(

@@ -55,8 +55,8 @@ class Stage:
 
     def runs(self) -> set[str]:
         """What tells each run of it from any other that is or will be there."""
-        output = self.open().recipe.output_dir
-        folders = (RUNS / self.recipe.stem).glob("*") if output is None else [Path(output).expanduser()]
+        run = self.open()
+        folders = (RUNS / self.recipe.stem).glob("*") if run.recipe.output_dir is None else [run.dir]
         return {f"{path.name} {path.stat().st_ino}" for path in folders if (path / "run.json").is_file()}
 
     def digest(self) -> str:
