@@ -77,6 +77,10 @@ def test_what_other_formats_write() -> None:
 
 def test_arguments_in_the_form_that_a_template_wants() -> None:
     """JSON text of an object becomes an object, or the other way round; other text is left alone."""
+    said = canonical_messages(
+        [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"city": "Łódź 北京"}}]}]
+    )
+    assert plain_messages(said, objects=False)[0]["tool_calls"][0]["arguments"] == '{"city": "Łódź 北京"}'
     for arguments in ({"a": 1}, '{"a": 1}'):
         said = canonical_messages(
             [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}]

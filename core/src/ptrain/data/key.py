@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ptrain.recipe.config import Config
     from ptrain.run import Run
 
-FORMAT = 4
+FORMAT = 5
 """Part of every key: raise it when the same input gives another result."""
 NOT_PREPARED = frozenset(
     {

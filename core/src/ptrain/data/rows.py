@@ -205,7 +205,8 @@ def _call(call: Any, objects: bool) -> Any:
     """A tool call with its arguments in the wanted form, wherever they are a JSON object."""
     function = call.get("function", call)
     given = function.get("arguments")
-    wanted = _as_object(given) if objects else given if isinstance(given, str) else json.dumps(given or {})
+    text = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+    wanted = _as_object(given) if objects else text
     changed = {**function, "arguments": wanted}
     return {**call, "function": changed} if "function" in call else changed
 
