@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from families import TEMPLATES, family
 
 from ptrain.data import process
@@ -115,6 +116,36 @@ def test_what_changes_the_result_changes_the_key(recipe: Recipe, tmp_path: Path)
     raw.write_text(json.dumps(content))
     keys["a merge of the tokenizer"] = key(run_of(recipe))
     assert len(set(keys.values())) == len(keys) == 19
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"data_files": "more.jsonl"}, {"data_files": {"train": ["*.jsonl"]}}, {"data_dir": "."},
+     {"data_dir": "..", "data_files": "*/more.jsonl"}],
+)  # fmt: skip
+def test_rows_that_arguments_of_a_data_set_name_change_the_key(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kwargs: dict[str, Any]
+) -> None:
+    """A file that is edited is prepared anew, by whatever words `datasets` is told to read it."""
+    monkeypatch.chdir(tmp_path)
+    recipe = changed(recipe, {"data.sources": [{"type": "huggingface", "name_or_path": "json", "kwargs": kwargs}]})
+    before = key(run_of(recipe))
+    assert key(run_of(recipe)) == before
+    (tmp_path / "more.jsonl").write_text(rows(5, "other"))
+    assert key(run_of(recipe)) != before
+
+
+def test_what_the_users_code_computes_from_saved_rows_leaves_the_key_alone(recipe: Recipe, tmp_path: Path) -> None:
+    """`Dataset.map` keeps its results in the folder of the rows: what `ptrain prepare` has made was not found again."""
+    Dataset.from_dict({"text": ["some words"] * 90}).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "mine.py").write_text(
+        "import ptrain\n@ptrain.callback('post-load')\ndef post(run, result):\n"
+        "    return result.map(lambda row: {'text': row['text'] + '!'})\n"
+    )
+    source = {"type": "huggingface_causal", "name_or_path": str(tmp_path / "saved")}
+    recipe = changed(recipe, {"type": "causal", "data.sources": [source]})
+    first, again = (prepare(run_of(recipe, tmp_path / "mine.py")) for _ in range(2))
+    assert (first.hit, again.hit) == (False, True) and list((tmp_path / "saved").glob("cache-*"))
 
 
 def test_what_a_trainer_says_that_its_rows_depend_on_changes_the_key(

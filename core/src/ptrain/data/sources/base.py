@@ -78,6 +78,14 @@ def sampled(dataset: Dataset, config: SourceConfig) -> Dataset:
     return dataset.select(np.concatenate([np.arange(len(dataset))] * whole + [np.sort(order[:rest])]))
 
 
+def matching(pattern: str) -> list[Path]:
+    """The files that a path or a pattern names, in the order of their names."""
+    whole = Path(pattern).expanduser()
+    root = Path(whole.anchor)
+    found = [whole] if whole.is_file() else sorted(root.glob(str(whole.relative_to(root))))
+    return [one for one in found if one.is_file()]
+
+
 def content_hashes(paths: Iterable[Path]) -> list[list[Any]]:
     """`[name, size, sha256]` of each file."""
     found: list[list[Any]] = []

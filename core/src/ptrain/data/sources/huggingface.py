@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptrain.data.rows import CONVERSATIONS
-from ptrain.data.sources.base import checked, content_hashes, sampled, stored
+from ptrain.data.sources.base import checked, content_hashes, matching, sampled, stored
 from ptrain.errors import DataError, MissingData, Position
 from ptrain.hub import UNASKED
 from ptrain.parts import Source
@@ -42,6 +42,8 @@ ROLE_MAPPINGS: Mapping[str, Mapping[str, str]] = {
 }
 """How the columns of well-known data sets map to roles."""
 CONTENT_KEYS = ("content", "text", "message", "value")
+OF_MAP = re.compile(r"cache-\w+\.arrow")
+"""Files in which `datasets` keeps what it has computed from the rows of a saved data set."""
 
 
 class HuggingFaceSource(Source):
@@ -72,9 +74,12 @@ class HuggingFaceSource(Source):
         return self._stored(enumerate(dataset, 1)) if set(CONVERSATIONS) & set(dataset.column_names) else dataset
 
     def fingerprint(self) -> Any:
-        """Hashes of the files of a local folder; a name on the hub stands for itself, with its `kwargs.revision`."""
-        folder = Path(self._name()[0]).expanduser()
-        return content_hashes(sorted(p for p in folder.rglob("*") if p.is_file())) if folder.is_dir() else None
+        """Hashes of the files of a local folder, and of those that `kwargs` names; a name on the hub stands for itself,
+        with its `kwargs.revision`."""
+        files = [*_inside(Path(self._name()[0]).expanduser()), *_named(self.config.kwargs)]
+        # What `Dataset.map` of the user's code leaves beside the rows is no part of them.
+        files = [one for one in files if not OF_MAP.fullmatch(one.name)]
+        return content_hashes(files) or None
 
     def _stored(self, rows: Any) -> Dataset:
         whole = self.config.model_copy(update={"sample_count": None, "sample_ratio": None})
@@ -107,6 +112,21 @@ class HuggingFaceSource(Source):
                 f"the data set `{name}`, split `{wanted}`, can't be loaded: {first}",
                 expected="a data set on the hub (with network), or a local folder",
             ) from error
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder, if it is one."""
+    return sorted(one for one in folder.rglob("*") if one.is_file()) if folder.is_dir() else []
+
+
+def _named(kwargs: Mapping[str, Any]) -> list[Path]:
+    """The local files that `data_files` (text, a list, or either by split) and `data_dir` name."""
+    folder = str(kwargs.get("data_dir") or "")
+    given = kwargs.get("data_files") or []
+    values = list(given.values()) if isinstance(given, Mapping) else [given]
+    patterns = [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
+    found = [one for pattern in patterns if "://" not in pattern for one in matching(str(Path(folder, pattern)))]
+    return found if patterns or not folder else _inside(Path(folder))
 
 
 def _part(found: Any, wanted: str) -> Dataset:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from ptrain.data.arrow import BLOCK
 from ptrain.data.rows import shown
-from ptrain.data.sources.base import checked, content_hashes, stored
+from ptrain.data.sources.base import checked, content_hashes, matching, stored
 from ptrain.data.workspace import workspace
 from ptrain.errors import DataError, MissingData, Position
 from ptrain.parts import Source
@@ -65,10 +65,7 @@ class LocalFiles(Source):
         given = [self.config.path] if isinstance(self.config.path, str) else self.config.path
         found: list[Path] = []
         for pattern in given:
-            whole = Path(pattern).expanduser()
-            root = Path(whole.anchor)
-            matches = [whole] if whole.is_file() else sorted(root.glob(str(whole.relative_to(root))))
-            matches = [one for one in matches if one.is_file()]
+            matches = matching(pattern)
             if not matches:
                 raise _no_file(pattern)
             found += matches
