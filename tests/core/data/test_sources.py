@@ -11,6 +11,7 @@ import lzma
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -199,6 +200,31 @@ def test_columns_of_different_types(tmp_path: Path) -> None:
     )
     rows = load(local.JsonLinesFiles, path=str(path))
     assert rows["n"] == [None] * 1000 + [1.0] * 1000 + [1.5] and len(set(rows["origin"])) == 2001
+
+
+def test_values_that_no_column_holds(tmp_path: Path) -> None:
+    """Half of a character, as where a text was cut, and a number beyond 64 bits: the row is named."""
+    path = tmp_path / "a.jsonl"
+    half = [{"role": "user", "content": "cut \ud83d"}]
+    for bad in ({"messages": half}, {"messages": [{**half[0], "channel": half[0]["content"], "content": "a"}]}):
+        path.write_text(lines([*ROWS, bad]))
+        with pytest.raises(DataError, match=r"a.jsonl:3: the column `messages` holds a value .* surrogates"):
+            load(local.JsonLinesFiles, path=str(path))
+    for value in ("cut \ud83d", 2**70):
+        path.write_text(lines([{"text": "a", "n": value}] * 2))
+        with pytest.raises(DataError, match=r"a.jsonl:1: the column `n` holds a value that can't be stored"):
+            load(local.JsonLinesFiles, path=str(path))
+
+
+def test_turns_with_dates(tmp_path: Path) -> None:
+    """Tables have values that JSON has not, such as the time of a turn: a template sees them as text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turns = [{"role": "user", "content": "a", "timestamp": datetime(2024, 5, 1, 12, 30), "raw": b"x"}]
+    pq.write_table(pa.table({"messages": [turns]}), tmp_path / "a.parquet")
+    ((turn,),) = said(load(local.ParquetFiles, path=str(tmp_path / "a.parquet")))
+    assert turn == {"role": "user", "content": "a", "timestamp": "2024-05-01 12:30:00", "raw": "b'x'"}
 
 
 @given(count=st.integers(1, 30), wanted=st.integers(1, 90), seed=st.integers(0, 5))

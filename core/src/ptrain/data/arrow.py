@@ -115,9 +115,21 @@ def _table(block: list[Mapping[str, Any]]) -> pa.Table:
         kind = message_type() if conversation else pa.string() if name == TOOLS else None
         try:
             columns[name] = pa.array(values, type=kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(_mixed(name, values, block, error)) from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+            raise DataError(_alone(name, values, block, kind) or _mixed(name, values, block, error)) from error
     return pa.table(columns)
+
+
+def _alone(name: str, values: list[Any], block: list[Mapping[str, Any]], kind: Any) -> str | None:
+    """The first value that has no place in any column: a number beyond 64 bits, half of a character (`\\ud83d`)."""
+    import pyarrow as pa
+
+    for value, row in zip(values, block, strict=True):
+        try:
+            pa.array([value], type=kind)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            return f"{row.get(ORIGIN, 'a row')}: the column `{name}` holds a value that can't be stored: {error}"
+    return None
 
 
 def _mixed(name: str, values: list[Any], block: list[Mapping[str, Any]], error: Exception) -> str:

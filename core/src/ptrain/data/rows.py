@@ -112,7 +112,7 @@ def _message(message: Any, field: str) -> Message:
     if given.get("extra"):
         rest = {**_json(given["extra"], f"{field}.extra", dict), **rest}
     if rest:
-        out["extra"] = json.dumps(rest, ensure_ascii=False)
+        out["extra"] = json.dumps(rest, ensure_ascii=False, default=str)  # dates of Parquet files are no JSON
     return out
 
 
