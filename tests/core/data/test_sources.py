@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -126,6 +127,20 @@ def test_the_other_formats_hold_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
     assert load(local.TextFiles, path=str(tmp_path / "a.txt"))["text"] == ["one\ntwo\n\nthree\n"]
     assert load(local.TextFiles, path=str(tmp_path / "a.txt"), separator="\n\n")["text"] == ["one\ntwo", "three\n"]
+
+
+def test_files_of_spreadsheets(tmp_path: Path) -> None:
+    """They begin with a byte order mark, which is no part of the text; a cell may hold a long document."""
+    mark, document = codecs.BOM_UTF8.decode(), "word " * 100_000
+    for kind, content in {
+        local.CsvFiles: f'text\n"{document}"\n', local.TextFiles: document,
+        local.JsonFiles: json.dumps([{"text": document}]), local.JsonLinesFiles: lines([{"text": document}]),
+    }.items():  # fmt: skip
+        (tmp_path / "a").write_text(mark + content)
+        assert load(kind, path=str(tmp_path / "a"))["text"] == [document], kind
+    for wrong in ("", ";;", "\\t"):
+        with pytest.raises(ValidationError, match="delimiter"):
+            load(local.CsvFiles, path=str(tmp_path / "a"), delimiter=wrong)
 
 
 BAD_LINES = [

@@ -10,7 +10,9 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from ptrain.data.arrow import BLOCK
 from ptrain.data.rows import shown
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 PACKED = {*OPENERS, ".zst"}
+LONGEST_FIELD = 2**31 - 1
+"""Characters of a field of a CSV file; Python's own limit is that of a short document."""
 NumberedRows = Iterator[tuple[int, Any]]
 
 
@@ -101,7 +105,7 @@ def _no_file(pattern: str) -> DataError:
 
 
 def text_of(path: Path) -> IO[str]:
-    """The file opened as UTF-8 text, decompressed by its ending.
+    """The file opened as UTF-8 text, decompressed by its ending, without the byte order mark that spreadsheets write.
 
     Raises:
         DataError: it ends in `.zst`, and zstandard is not installed.
@@ -111,9 +115,9 @@ def text_of(path: Path) -> IO[str]:
             import zstandard  # pyright: ignore[reportMissingImports] - an extra
         except ImportError as error:
             raise DataError(f"`{path}` needs a package that is missing", fix="pip install zstandard") from error
-        return zstandard.open(path, "rt", encoding="utf-8")
+        return zstandard.open(path, "rt", encoding="utf-8-sig")
     opener: Any = OPENERS.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8")
+    return opener(path, "rt", encoding="utf-8-sig")
 
 
 class JsonLinesFiles(LocalFiles):
@@ -183,11 +187,12 @@ class CsvFiles(LocalFiles):
     class Config(LocalFiles.Config):
         """Keys of `csv`."""
 
-        delimiter: str = ","
-        """What separates the columns."""
+        delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+        """What separates the columns: one character (a tab is `"\\t"`, in double quotes)."""
 
     def parse(self, path: Path) -> NumberedRows:
         """Each record, numbered by its line; a DataError in place of one with other columns."""
+        csv.field_size_limit(LONGEST_FIELD)
         with text_of(path) as file:
             reader = csv.DictReader(file, delimiter=self.config.delimiter)
             for row in reader:
