@@ -255,6 +255,26 @@ def test_samples(count: int, wanted: int, seed: int) -> None:
     assert ratio.load(RUN, "train")["origin"] == found
 
 
+def test_drawn_rows_keep_their_numbers(tmp_path: Path) -> None:
+    """Those of a data set too, whatever is made of its rows; and a message names the row as it stands there."""
+    rows = [{"user": f"{at}", "assistant": "a"} for at in range(1, 41)]
+    folder = str(tmp_path / "d")
+    Dataset.from_list(rows).save_to_disk(folder)
+    for kind, keys in (
+        (huggingface.HuggingFaceInstruct, {}), (huggingface.HuggingFaceSource, {}),
+        (huggingface.HuggingFaceCausal, {"column": "user"}),
+    ):  # fmt: skip
+        drawn = load(kind, name_or_path=folder, sample_count=5, **keys)
+        column: Any = next((drawn[name] for name in ("text", "user") if name in drawn.column_names), None)
+        numbers = list(column) if column is not None else [one[0]["content"] for one in said(drawn)]
+        assert drawn["origin"] == [f"{folder}:{number}" for number in numbers] and numbers[0] != "1"
+        twice = load(kind, name_or_path=folder, sample_ratio=2, **keys)["origin"]
+        assert sorted(twice) == sorted([f"{folder}:{at}" for at in range(1, 41)] * 2)
+    Dataset.from_list([*rows, {"user": None, "assistant": "a"}]).save_to_disk(str(tmp_path / "e"))
+    with pytest.raises(DataError, match=r"e:41:1: `messages\[0\].content` is missing"):
+        load(huggingface.HuggingFaceInstruct, name_or_path=str(tmp_path / "e"), sample_count=40, sample_seed=7)
+
+
 def test_both_ways_to_sample_are_too_many() -> None:
     """An error, whoever checks it first."""
     with pytest.raises((DataError, ValidationError), match="sample_ratio"):

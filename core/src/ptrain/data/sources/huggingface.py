@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.data.rows import CONVERSATIONS
+from ptrain.data.rows import CONVERSATIONS, ORIGIN
 from ptrain.data.sources.base import checked, content_hashes, matching, sampled, stored
 from ptrain.errors import DataError, MissingData, Position
 from ptrain.hub import UNASKED
@@ -67,11 +67,15 @@ class HuggingFaceSource(Source):
         Raises:
             DataError: it can't be loaded, or a row is wrong.
         """
-        return self.shape(sampled(self._load(split), self.config))
+        dataset, config = self._load(split), self.config
+        if (config.sample_count or config.sample_ratio) and ORIGIN not in dataset.column_names:
+            dataset = _with_origins(dataset, self._name()[0])
+        return self.shape(sampled(dataset, config))
 
     def shape(self, dataset: Dataset) -> Dataset:
         """The rows in the form that trainers read."""
-        return self._stored(enumerate(dataset, 1)) if set(CONVERSATIONS) & set(dataset.column_names) else dataset
+        chats = set(CONVERSATIONS) & set(dataset.column_names)
+        return self._stored(_numbered(dataset, self._name()[0])) if chats else dataset
 
     def fingerprint(self) -> Any:
         """Hashes of the files of a local folder, and of those that `kwargs` names; a name on the hub stands for itself,
@@ -112,6 +116,24 @@ class HuggingFaceSource(Source):
                 f"the data set `{name}`, split `{wanted}`, can't be loaded: {first}",
                 expected="a data set on the hub (with network), or a local folder",
             ) from error
+
+
+def _with_origins(dataset: Dataset, name: str) -> Dataset:
+    """`dataset` with the name of each row, which it keeps when it is drawn, or drawn twice."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    numbers: Any = pa.array(range(1, len(dataset) + 1)).cast(pa.string())
+    made: Any = pc.binary_join_element_wise(name, numbers, ":")  # type: ignore[attr-defined]
+    return dataset.add_column(ORIGIN, made)  # type: ignore[call-arg]
+
+
+def _numbered(dataset: Dataset, name: str) -> Iterator[tuple[int, Any]]:
+    """The rows with their numbers in the whole data set, from 1."""
+    row: Any
+    for at, row in enumerate(dataset, 1):
+        kept = str(row.get(ORIGIN)).removeprefix(f"{name}:")
+        yield int(kept) if kept.isdecimal() else at, row
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -167,11 +189,8 @@ class HuggingFaceInstruct(HuggingFaceSource):
                 expected="a column `messages`, or `role_mapping`",
                 fix="add e.g. `role_mapping: {user: question, assistant: answer}`",
             )
-        rows = (
-            (at, self._row(row, mapping, Position(name, at, 1)))  # type: ignore[arg-type]
-            for at, row in enumerate(dataset, 1)
-        )
-        return self._stored(rows)
+        rows = _numbered(dataset, name)
+        return self._stored((at, self._row(row, mapping, Position(name, at, 1))) for at, row in rows)
 
     def _row(self, row: Mapping[str, Any], mapping: Mapping[str, str], where: Position) -> dict[str, Any]:
         """One conversation: plain columns before the turns of a list, but an answer after them."""
@@ -222,7 +241,7 @@ class HuggingFaceCausal(HuggingFaceSource):
         """The column; where it is missing and there is only one, that one."""
 
     def shape(self, dataset: Dataset) -> Dataset:
-        """The rows with a `text` column alone.
+        """The rows with a `text` column alone, and their origins where some were drawn.
 
         Raises:
             DataError: there is no such column.
@@ -232,5 +251,5 @@ class HuggingFaceCausal(HuggingFaceSource):
             column = names[0]
         if column not in names:
             raise DataError(f"`{self.config.name_or_path}` has no column `{column}`", expected=f"one of {names}")
-        chosen = dataset.select_columns([column])
+        chosen = dataset.select_columns([column, *({ORIGIN} & set(names) - {column})])
         return chosen if column == "text" else chosen.rename_column(column, "text")
