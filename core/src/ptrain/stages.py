@@ -44,14 +44,22 @@ def load(run: Run, source: Source) -> Dataset:
 
 @hookimpl
 def split(run: Run, dataset: Dataset) -> Mapping[str, Dataset]:
-    """The rows divided by `data.train_eval_split`: which row lands where depends on `data.seed` alone."""
+    """The rows divided by `data.train_eval_split`: which row lands where depends on `data.seed` alone.
+
+    A row that a source repeats (`weight: 2`) lands on one side with all its copies.
+    """
     import numpy as np
 
+    from ptrain.data.load import same_rows
+
     train, evaluation = run.recipe.data.train_eval_split
-    order = np.random.default_rng(run.recipe.data.seed).permutation(len(dataset))
-    held_out = round(len(dataset) * evaluation / (train + evaluation))
-    kept = np.sort(order[held_out:]) if held_out else np.arange(len(dataset))
-    return {"train": dataset.select(kept), "eval": dataset.select(np.sort(order[:held_out]))}
+    rows = same_rows(dataset) if train and evaluation else np.arange(len(dataset))
+    count = int(rows.max(initial=-1)) + 1
+    order = np.random.default_rng(run.recipe.data.seed).permutation(count)
+    held_out = np.zeros(count, dtype=bool)
+    held_out[order[: round(count * evaluation / (train + evaluation))]] = True
+    chosen = held_out[rows]
+    return {"train": dataset.select(np.flatnonzero(~chosen)), "eval": dataset.select(np.flatnonzero(chosen))}
 
 
 @hookimpl

@@ -224,6 +224,18 @@ def test_the_number_of_processes_does_not_matter(
     assert found[0] == found[1]
 
 
+def test_a_row_that_is_repeated_is_on_one_side_of_the_split(recipe: Recipe) -> None:
+    """With a weight, an evaluation row was trained on by its copy; without one, the split is that of before."""
+    split = changed(recipe, {"data.train_eval_split": [0.8, 0.2]})
+    once, twice = prepared(split), prepared(changed(split, {"data.sources.0.weight": 2}))
+    for made, times in ((once, 1), (twice, 2)):
+        train, held_out = ([tuple(ids) for ids in part["input_ids"]] for part in (made.train, made.eval))
+        assert not set(train) & set(held_out)
+        assert (len(train), len(held_out)) == (48 * times, 12 * times)
+        assert (len(set(train)), len(set(held_out))) == (48, 12)
+    assert set(map(tuple, once.eval["input_ids"])) == set(map(tuple, twice.eval["input_ids"]))
+
+
 def test_evaluation_rows(recipe: Recipe, tmp_path: Path) -> None:
     """From a split, from sources, from both; never packed; an evaluation row is in no training row."""
     more = {"type": "jsonl", "path": str(tmp_path / "more.jsonl")}

@@ -11,6 +11,7 @@ from ptrain.data.workspace import workspace
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
     from ptrain.run import Run
@@ -63,6 +64,29 @@ def _named(rows: Dataset, name: str) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         for one in checked([(number, row)], name):
             yield {**one, ORIGIN: row.get(ORIGIN) or one[ORIGIN]}
+
+
+def same_rows(dataset: Dataset) -> np.ndarray:
+    """For each row a number from 0, the same for rows of the same origin, int64 [rows].
+
+    Origins that end in no number, as a plugin may give them, are those of many rows.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    every = np.arange(len(dataset))
+    if ORIGIN not in dataset.column_names or str(dataset.features.arrow_schema.field(ORIGIN).type) != "string":
+        return every
+    table: Any = dataset.select_columns([ORIGIN]).with_format("arrow")[:]
+    names: Any = table[ORIGIN].cast(pa.large_string()).combine_chunks()  # of which there may be more than 2 GiB
+    codes = names.dictionary_encode().indices.fill_null(-1).to_numpy()
+    _, first, groups = np.unique(codes, return_index=True, return_inverse=True)
+    if len(first) == len(dataset):
+        return every
+    numbered = pc.fill_null(pc.match_substring_regex(names, r":\d+$"), False)  # type: ignore[attr-defined]
+    alone = np.where(numbered.to_numpy(zero_copy_only=False), first[groups], every)
+    return np.unique(alone, return_inverse=True)[1]
 
 
 def joined(parts: list[Dataset]) -> Dataset:

@@ -251,5 +251,6 @@ class HuggingFaceCausal(HuggingFaceSource):
             column = names[0]
         if column not in names:
             raise DataError(f"`{self.config.name_or_path}` has no column `{column}`", expected=f"one of {names}")
-        chosen = dataset.select_columns([column, *({ORIGIN} & set(names) - {column})])
+        ours = column != ORIGIN and ORIGIN in names and str(dataset[0][ORIGIN]).startswith(f"{self._name()[0]}:")
+        chosen = dataset.select_columns([column, ORIGIN] if ours else [column])
         return chosen if column == "text" else chosen.rename_column(column, "text")
