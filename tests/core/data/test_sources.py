@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -376,6 +377,28 @@ def test_columns_that_are_no_conversation(tmp_path: Path) -> None:
     Dataset.from_list([CHAT, {"conversations": [{"from": "bot", "value": "x"}]}]).save_to_disk(str(tmp_path / "e"))
     with pytest.raises(DataError, match=r'e:2:1: `messages\[0\].role` is "bot"'):
         load(huggingface.HuggingFaceInstruct, name_or_path=str(tmp_path / "e"), role_mapping=ROLES)
+
+
+def test_turns_that_are_none(tmp_path: Path) -> None:
+    """A list that is null, and one of texts or numbers: the row is named."""
+    for at, (turns, found) in enumerate({"missing": None, '"[]"': "[]", "turn 0 is list": [[1]]}.items()):
+        Dataset.from_list([{"conversations": found}]).save_to_disk(str(tmp_path / f"{at}"))
+        with pytest.raises(DataError, match=rf"{at}:1:1: .*{re.escape(turns)}"):
+            load(huggingface.HuggingFaceInstruct, name_or_path=str(tmp_path / f"{at}"), role_mapping=ROLES)
+
+
+def test_data_files_that_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` found is one message; arguments that it does not take, or that ptrain can't, are too."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"can't be loaded: .*JSON"):
+        load(huggingface.HuggingFaceCausal, name_or_path=str(tmp_path / "d"))
+    with pytest.raises(DataError, match=r"can't be loaded: .*unexpected keyword argument 'no_such_key'"):
+        load(huggingface.HuggingFaceCausal, name_or_path="json", kwargs={"data_dir": str(tmp_path), "no_such_key": 1})
+    for wrong in ("split", "streaming"):
+        with pytest.raises(ValidationError, match=f"`{wrong}` "):
+            load(huggingface.HuggingFaceCausal, name_or_path="json", kwargs={wrong: True})
 
 
 def test_tasks() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptrain.data.rows import CONVERSATIONS, ORIGIN
+from pydantic import field_validator
+
+from ptrain.data.rows import CONVERSATIONS, ORIGIN, shown
 from ptrain.data.sources.base import checked, content_hashes, matching, sampled, stored
 from ptrain.errors import DataError, MissingData, Position
 from ptrain.hub import UNASKED
@@ -57,9 +59,18 @@ class HuggingFaceSource(Source):
         name_or_path: str
         """A data set on the hub or a local folder; `name:split[10:20]` takes a part of a split."""
         kwargs: dict[str, Any] = {}
-        """Further arguments of `datasets.load_dataset`."""
+        """Further arguments of `datasets.load_dataset`, but `split` and `streaming`."""
         split_mapping: dict[str, str] = {}
         """Which of its splits are `train` and `eval`."""
+
+        @field_validator("kwargs")
+        @classmethod
+        def _loads_rows(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+            if "split" in kwargs:
+                raise ValueError("`split` is a key of the source itself")
+            if kwargs.get("streaming"):
+                raise ValueError("`streaming` gives rows that can't be counted, drawn or divided")
+            return kwargs
 
     def load(self, run: Run, split: str) -> Dataset:
         """The rows of the split, sampled.
@@ -96,6 +107,7 @@ class HuggingFaceSource(Source):
     def _load(self, split: str) -> Dataset:
         import datasets
         from datasets import config as settings
+        from datasets.exceptions import DatasetGenerationError, DatasetsError
 
         name, own = self._name()
         mapping = {**SPLITS.get(name, {}), **self.config.split_mapping}
@@ -107,7 +119,9 @@ class HuggingFaceSource(Source):
             if any((folder / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
                 return _part(datasets.load_from_disk(str(folder)), wanted)
             return datasets.load_dataset(str(folder) if folder.exists() else name, split=wanted, **self.config.kwargs)
-        except (OSError, ValueError, KeyError, ConnectionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, DatasetsError) as error:
+            if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
+                error = error.__cause__  # it says what is wrong
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             absent = isinstance(error, OSError) and not folder.exists()
             if absent and settings.HF_HUB_OFFLINE:
@@ -212,7 +226,11 @@ class HuggingFaceInstruct(HuggingFaceSource):
 
     def _turns(self, turns: Any, key: str, roles: Mapping[str, str], where: Position) -> list[dict[str, Any]]:
         made = []
+        if not isinstance(turns, list):
+            raise DataError(f"the column of the turns is {shown(turns)}", where=where, expected="a list of turns")
         for at, turn in enumerate(turns):
+            if not isinstance(turn, Mapping):
+                raise DataError(f"turn {at} is {shown(turn)}", where=where, expected=f"an object with `{key}`")
             text = self.config.content_key or next((k for k in CONTENT_KEYS if k in turn), "content")
             if text not in turn or key not in turn:
                 missing = key if key not in turn else text
