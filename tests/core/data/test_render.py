@@ -200,6 +200,9 @@ def test_turns_without_an_end_token_are_counted() -> None:
     """Alpaca has none."""
     messages = conversation([("a", "b"), ("c", "d")])
     assert Template(family("alpaca")).render(messages).unended == 2
+    unlearnt = [{**one, "train": False} if at == 1 else one for at, one in enumerate(messages)]
+    found = Template(family("alpaca")).render(unlearnt)
+    assert (found.unended, len(found.spans)) == (1, 1)
     assert Template(family("chatml")).render(messages).unended == 0
 
 

@@ -112,12 +112,12 @@ class Template:
         ]
 
     def _rendered(self, text: str, spans: list[Span], messages: Messages, ignore_empty_think: bool) -> Rendered:
-        unended = sum(not self._special.ends(text, span) for span in spans)
         text, shift = self._special.one_bos(text)
         kept = _trained([(start + shift, stop + shift) for start, stop in spans], messages)
         if ignore_empty_think:
             kept = [_without_empty_think(text, span) for span in kept]
-        return Rendered(text, [(start, stop) for start, stop in kept if start < stop], unended)
+        kept = [(start, stop) for start, stop in kept if start < stop]
+        return Rendered(text, kept, sum(not self._special.ends(text, span) for span in kept))
 
     def prompt(self, messages: Messages, tools: Tools = None) -> str:
         """The text after which the assistant's next turn begins.
