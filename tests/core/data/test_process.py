@@ -168,6 +168,14 @@ def test_rows_that_are_tokens_already() -> None:
     assert found == [one, ([5, 6, 7], [IGNORED, 6, 7]), one]
     assert report.named == {"longer than max_length (drop)": ["chats.jsonl:4"]}
     bad = chats([SHORT], input_ids=pa.array([[1, 2]]), labels=pa.array([[1]]))
+    for ids, learnt, field in (
+        ([1, 2**40], [1, 2], "input_ids"),
+        ([-1], [1], "input_ids"),
+        ([1, 2], [-1, 2], "labels"),
+    ):
+        wrong = chats([SHORT], input_ids=pa.array([ids]), labels=pa.array([learnt]))
+        with pytest.raises(DataError, match=rf"chats.jsonl:1: `{field}` holds "):
+            encode_conversations(wrong, TOKENIZER, Report())
     with pytest.raises(DataError, match=r"chats.jsonl:1: there are 2 `input_ids`, but 1 `labels`"):
         encode_conversations(bad, TOKENIZER, Report())
 

@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ptrain.data.encode import Tokens
+from ptrain.data.encode import IGNORED, Tokens
 from ptrain.data.rows import ORIGIN, TOOLS, BadRow, canonical_messages, canonical_tools, conversations, message_type
 from ptrain.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+MOST = 2**31
+"""Token ids are below: they are kept as int32."""
 
 
 def row_names(table: pa.Table, first: int) -> list[str]:
@@ -39,6 +42,10 @@ def _tokens(ids: Any, labels: Any, name: str) -> Tokens:
             raise DataError(f"{name}: `{field}` is no list of token ids", expected="`input_ids` and `labels` as lists")
     if len(ids) != len(labels):
         raise DataError(f"{name}: there are {len(ids)} `input_ids`, but {len(labels)} `labels`")
+    for field, value in (("input_ids", ids), ("labels", [one for one in labels if one != IGNORED])):
+        wrong = next((one for one in value if not 0 <= one < MOST), None)
+        if wrong is not None:
+            raise DataError(f"{name}: `{field}` holds {wrong}", expected="token ids, and -100 for labels not to learn")
     return Tokens(_int32(ids), _int32(labels))
 
 
