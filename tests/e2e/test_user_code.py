@@ -264,6 +264,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(with_code: Any) -> No
         assert [p.name for p in sorted((spec.parent / "checkpoints").glob("step-*"))] == ["step-00000004"]
 
 
+def test_a_weight_that_one_worker_alone_has_a_gradient_of(with_code: Any, tmp_path: Path) -> None:
+    """Such as that of an expert that no token of the others went to: all clip alike, and go on with the same weights."""
+    code = """
+        import ptrain
+        import torch
+
+        @ptrain.hookimpl(wrapper=True)
+        def loss(run):
+            result = yield
+            if run.rank == 0:
+                result.sums["loss"] = run.model.get_input_embeddings().weight.square().sum()
+            return result
+
+        @ptrain.hookimpl
+        def on_end(run):
+            torch.save([p.detach() for p in run.model.parameters()], run.dir / f"weights-{run.rank}.pt")
+    """
+    spec = with_code(code, train_iters=3, deepspeed={"zero_optimization": {"stage": 0}})
+    run_workers([spec], 2)
+    here, there = (torch.load(spec.parent / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+
+
 def test_user_code_never_runs_unasked(recipes: Any, tmp_path: Path) -> None:
     """`code:` in a recipe needs --allow-code."""
     bomb = tmp_path / "bomb.py"

@@ -96,9 +96,10 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm() or 0.0)
 
     def _plain_update(self) -> float:
-        params = [p for p in self._body.parameters() if p.grad is not None]
         if self.world > 1:
             self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=500_000_000)
+        # Only now: a worker gets gradients there for weights that it has not used, such as those of other experts.
+        params = [p for p in self._body.parameters() if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(params, self.clip or float("inf"))
         self.deepspeed.step()
         return float(norm)
