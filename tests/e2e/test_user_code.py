@@ -264,6 +264,37 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(with_code: Any) -> No
         assert [p.name for p in sorted((spec.parent / "checkpoints").glob("step-*"))] == ["step-00000004"]
 
 
+def test_a_gradient_that_is_not_finite_changes_no_weight(with_code: Any) -> None:
+    """Though the loss is finite, and however DeepSpeed keeps the weights. Once it is warned of, twice ends the run."""
+    code = """
+        import ptrain
+        import torch
+
+        @ptrain.hookimpl(wrapper=True)
+        def loss(run):
+            result = yield
+            if run.progress.step in (1, 4, 5) and run.rank == run.world - 1:
+                result.sums["loss"] = result.sums["loss"] + torch.sqrt(0 * result.sums["loss"])
+            return result
+
+        @ptrain.hookimpl
+        def on_step_end(run):
+            norms = [float(weight.double().norm()) for _, weight in run.weights()]
+            if run.rank == 0:
+                print(run.progress.step, sum(norms))
+    """
+    keep = [{"type": "deepspeed", "save_every_n_steps": 1, "keep_last": 1}]
+    for number, (workers, dtype, stage) in enumerate([(1, "fp32", 0), (2, "fp32", 0), (1, "bf16", 0), (2, "bf16", 3)]):
+        changes = {"model": {"dtype": dtype}, "deepspeed": {"zero_optimization": {"stage": stage}}}
+        spec = with_code(code, f"run{number}", checkpoint=keep, train_iters=8, **changes)
+        with pytest.raises(WorkerFailed, match="step 6 is not finite, nor was that of the step before") as failed:
+            run_workers([spec], workers)
+        assert "the gradient of step 2 is not finite, so the weights were not changed" in failed.value.output
+        norms = dict(line.split() for line in failed.value.output.splitlines() if line[:1].isdigit())
+        assert norms["1"] == norms["2"] != norms["3"] != norms["4"] == norms["5"]
+        assert [p.name for p in sorted((spec.parent / "checkpoints").glob("step-*"))] == ["step-00000005"]
+
+
 def test_a_weight_that_one_worker_alone_has_a_gradient_of(with_code: Any, tmp_path: Path) -> None:
     """Such as that of an expert that no token of the others went to: all clip alike, and go on with the same weights."""
     code = """

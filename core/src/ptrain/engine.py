@@ -8,6 +8,7 @@ of accumulation steps (switched off), and it decides on its own when a step is o
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -89,7 +90,10 @@ class Engine:
         self.deepspeed.backward(loss * self.world, scale_wrt_gas=False)
 
     def update(self) -> float:
-        """Take the optimizer step and return the norm of the whole gradient before clipping."""
+        """Take the optimizer step and return the norm of the whole gradient before clipping.
+
+        Where that is not finite, the weights are left as they are, and it is infinite.
+        """
         if self._plain:
             return self._plain_update()
         self.deepspeed.step()
@@ -100,9 +104,12 @@ class Engine:
             self.deepspeed.buffered_allreduce_fallback(elements_per_buffer=500_000_000)
         # Only now: a worker gets gradients there for weights that it has not used, such as those of other experts.
         params = [p for p in self._body.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(params, self.clip or float("inf"))
+        norm = float(torch.nn.utils.clip_grad_norm_(params, self.clip or float("inf")))
+        if not math.isfinite(norm):  # DeepSpeed's own optimizers leave such a step out, too
+            self.deepspeed.zero_grad()
+            return math.inf
         self.deepspeed.step()
-        return float(norm)
+        return norm
 
 
 def gather_whole(module: nn.Module) -> None:

@@ -220,7 +220,8 @@ def step(run: Run, batches: list[Batch]) -> StepResult:
     Gradients therefore do not depend on how the batch is cut into micro-batches, accumulation and workers.
 
     Raises:
-        TrainingError: the loss is not finite; the weights are still those before the step.
+        TrainingError: the loss is not finite, or the gradient is not for the second time in a row; the weights are
+            still those before the step.
     """
     counts = global_counts(run, batches)
     sums = Sums()
@@ -237,8 +238,23 @@ def step(run: Run, batches: list[Batch]) -> StepResult:
         )
     metrics["lr"] = float(run.scheduler.get_last_lr()[0])
     metrics["grad_norm"] = run.engine.update()
+    if run.recipe.model.dtype != "fp16":  # which finds its loss scale by such steps
+        _check_gradient(run, metrics["grad_norm"])
     run.scheduler.step()
     return StepResult(metrics["loss"], metrics)
+
+
+def _check_gradient(run: Run, norm: float) -> None:
+    """Warn of a gradient that is not finite, which the engine has left out; stop at the second in a row."""
+    if math.isfinite(norm):
+        return
+    what = f"the gradient of step {run.progress.step + 1} is not finite"
+    if not math.isfinite(run.trackers.last.get("grad_norm", 0.0)):
+        raise TrainingError(
+            f"{what}, nor was that of the step before; the weights were not changed by either",
+            fix="look at what the loss computes (the root of 0 has no gradient, say), or at the rows of these steps",
+        )
+    run.warn(f"{what}, so the weights were not changed in it")
 
 
 @hookimpl
