@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import run
+from harness import run, run_workers
 
 NAMES = ("loss", "lr", "grad_norm", "tokens")
 
@@ -74,3 +74,11 @@ def test_tensorboard_also_after_a_resume(recipe_file: Any, tmp_path: Path) -> No
         expected = [(line["step"], line[name]) for line in lines(tmp_path / "run")]
         assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6]
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
+
+
+def test_every_third_evaluation_is_recorded(recipes: Any, prepared: Any) -> None:
+    """The one at the start, those due, and the last one."""
+    changes = {"train_iters": 7, "eval_at_start": True, "eval_interval": 1, "eval_log_iter_interval": 3}
+    spec = prepared(recipes(data={"train_eval_split": [0.8, 0.2]}, **changes))
+    run_workers([spec], 1)
+    assert [line["step"] for line in lines(spec.parent) if "eval/loss" in line] == [0, 3, 6, 7]

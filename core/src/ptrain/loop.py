@@ -94,13 +94,13 @@ def due(step: int, interval: int) -> bool:
 
 def evaluate_if_due(run: Run) -> None:
     """Evaluate where the recipe asks for it after this step, unless that was done before the run was resumed."""
-    step = run.progress.step
-    wanted = due(step, run.recipe.eval_interval) if step else run.recipe.eval_at_start
+    step, interval = run.progress.step, run.recipe.eval_interval
+    wanted = due(step, interval) if step else run.recipe.eval_at_start
     if wanted and run.progress.evaluated < step:
-        evaluate(run)
+        evaluate(run, record=not step or due(step, interval * run.recipe.eval_log_iter_interval))
 
 
-def evaluate(run: Run) -> dict[str, float]:
+def evaluate(run: Run, record: bool = True) -> dict[str, float]:
     """Evaluate, record, and go back to training."""
     if not with_data(run):
         return {}
@@ -109,6 +109,7 @@ def evaluate(run: Run) -> dict[str, float]:
     metrics = dict(run.call("evaluate"))
     run.engine.train(True)
     run.progress.evaluated = run.progress.step
-    run.trackers.log(run, {"step": run.progress.step, **{f"eval/{k}": v for k, v in metrics.items()}})
+    if record:
+        run.trackers.log(run, {"step": run.progress.step, **{f"eval/{k}": v for k, v in metrics.items()}})
     run.call("on_evaluate_end", metrics=metrics)
     return metrics

@@ -224,7 +224,7 @@ class CoreConfig(Config):
     eval_micro_batch_size: Positive | None = None
     """Samples that one worker evaluates at a time; by default `micro_batch_size`."""
     eval_log_iter_interval: Positive = 1
-    """Record every n-th evaluation."""
+    """Record every n-th evaluation; those at the start and at the end always are."""
     loss_log_interval: Count = 1
     """Print a line each time that this many optimizer steps are done; 0 prints none."""
     train_log_iter_interval: Literal[0, 1] = 1
