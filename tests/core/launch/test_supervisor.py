@@ -104,6 +104,26 @@ def test_other_ranks_are_shown_with_their_rank(supervised: Start) -> None:
     assert not (run.folder / "logs" / "rank-1.log").exists()
 
 
+def test_a_console_that_takes_nothing_stops_no_worker(supervised: Start) -> None:
+    """Be it that it does not know a letter, or is gone: a worker's output is read still, and goes to its log."""
+    run = supervised(
+        r"""
+        for number in range(20000):
+            sys.stdout.buffer.write(f'line {number} of \u4e16\n'.encode()) if rank else None
+        """,
+        console="*",
+        env={"PYTHONIOENCODING": "ascii"},
+    )
+    code, out, _ = run.finish()
+    assert (code, out.splitlines()[-1]) == (0, "[rank 1] line 19999 of ?")
+    assert run.log(1).splitlines()[-1] == "line 19999 of \u4e16"
+    run = supervised("print('line\\n' * 20000) if rank else None", console="*")
+    assert run.process.stdout is not None
+    run.process.stdout.close()
+    run.process.wait(30)
+    assert run.log(1).count("line") == 40000  # the log goes on
+
+
 def test_output_can_go_to_files_alone(supervised: Start) -> None:
     run = supervised("print('out', rank)", console=[])
     assert run.finish() == (0, "", "")

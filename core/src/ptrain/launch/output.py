@@ -61,21 +61,33 @@ class Output:
     def _copy(self, rank: int, stream: IO[bytes]) -> None:
         log = self.log(rank)
         file = None if log is None else _append(log)
+        shown = True
         for line in stream:
+            # A full disk or a console that is gone must not stop the worker, which waits until its output is read.
             if file is not None:
                 try:
                     file.write(line)
                     file.flush()
                 except OSError:
-                    file = None  # a full disk must not stop the worker, which waits until its output is read
-            sys.stdout.write(f"[rank {rank}] {line.decode(errors='replace')}")
-            sys.stdout.flush()
+                    file = None
+            if shown:
+                try:
+                    _print(f"[rank {rank}] {line.decode(errors='replace')}")
+                except (OSError, ValueError):
+                    shown = False
         if file is not None:
             file.close()
 
 
 def _has(ranks: Ranks, rank: int) -> bool:
     return ranks == "*" or rank in ranks
+
+
+def _print(text: str) -> None:
+    """Write to the console, which may not know every letter."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
 
 
 def _append(path: Path) -> IO[bytes]:
