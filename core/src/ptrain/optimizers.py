@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ptrain.run import Run
 
-NO_DECAY = re.compile(r"(bias|norm(_[a-z]+)?\.weight|ln_f\.weight)$", re.IGNORECASE)
+NO_DECAY = re.compile(r"(bias|norm(_[a-z0-9]+)?\.weight|\bln_[a-z0-9]+\.weight)$", re.IGNORECASE)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
