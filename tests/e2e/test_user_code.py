@@ -27,7 +27,9 @@ def with_code(recipes: Any, tmp_path: Path) -> Callable[..., Path]:
     def make(code: str, name: str = "run", resume: bool = False, **changes: Any) -> Path:
         path = tmp_path / "train.py"
         path.write_text(textwrap.dedent(code))
-        recipe = merged(recipes(micro_batch_size=4, epochs=1, **changes), {"output_dir": str(tmp_path / name)})
+        recipe = merged(
+            recipes(**{"micro_batch_size": 4, "epochs": 1, **changes}), {"output_dir": str(tmp_path / name)}
+        )
         return prepare_run(load_recipe(recipe, code=path), None, resume=resume)
 
     return make
@@ -293,6 +295,23 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(with_code: Any) -> None
         norms = dict(line.split() for line in failed.value.output.splitlines() if line[:1].isdigit())
         assert norms["1"] == norms["2"] != norms["3"] != norms["4"] == norms["5"]
         assert [p.name for p in sorted((spec.parent / "checkpoints").glob("step-*"))] == ["step-00000005"]
+
+
+def test_a_mean_over_samples_where_a_worker_has_none(with_code: Any) -> None:
+    """A loss that is a scalar counts the samples that there are: the last step of an epoch has an empty micro-batch."""
+    code = """
+        import ptrain
+
+        @ptrain.hookimpl
+        def loss(run, batch):
+            hidden = run.call("forward", model=run.model, batch=batch)
+            return 1 + 0 * hidden[batch["document_ids"] >= 0].float().mean()
+    """
+    spec = with_code(code, gradient_accumulation_steps=2, micro_batch_size=2, data={"train_eval_split": [0.8, 0.2]})
+    run_workers([spec], 2)
+    assert losses(spec) == pytest.approx([1, 1, 1])
+    recorded = [json.loads(line) for line in (spec.parent / "metrics.jsonl").read_text().splitlines()]
+    assert recorded[-1]["eval/loss"] == pytest.approx(1)
 
 
 def test_a_weight_that_one_worker_alone_has_a_gradient_of(with_code: Any, tmp_path: Path) -> None:

@@ -285,7 +285,9 @@ def as_loss(value: Any, batch: Batch) -> Loss:
     if isinstance(value, Loss):
         return value
     if getattr(value, "ndim", None) == 0:
-        return Loss({"samples": value * len(batch["input_ids"])})
+        rows = batch.get("rows", len(batch["input_ids"]))
+        # A mean over nothing, which a micro-batch without rows gives, is no number.
+        return Loss({"samples": value * rows if rows else 0 * value.nan_to_num(0.0, 0.0, 0.0)})
     raise PluginError(
         f"the stage `loss` returned {type(value).__name__}", expected="a `ptrain.Loss`, or a scalar tensor"
     )
