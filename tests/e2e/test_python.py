@@ -124,6 +124,22 @@ def test_steps_by_hand_are_those_of_a_run(script: Script, whole: dict[str, Any],
     assert differences({**found, "metrics": trained}, {**whole, "metrics": whole["metrics"][:-1]}) == []
 
 
+def test_training_goes_on_after_a_save_that_failed(script: Script) -> None:
+    """In training mode: dropout would be off for the rest of the run."""
+    script("""
+        with ptrain.open_run(keys, ["output_dir=out"]) as session:
+            session.step()
+            open("out/checkpoints", "w").close()
+            try:
+                session.save()
+            except ptrain.CheckpointError:
+                assert session.run.model.training
+                session.step()
+            else:
+                sys.exit("it was saved into a file")
+    """)
+
+
 def test_plugins_of_the_callers_file(script: Script, whole: dict[str, Any], tmp_path: Path) -> None:
     """A trainer, a hook and a callback that no package offers; a class that is defined again takes the place."""
     script(

@@ -106,8 +106,10 @@ def evaluate(run: Run, record: bool = True) -> dict[str, float]:
         return {}
     seed_everything(run.recipe.seed, "evaluate", run.data_rank, run.shard)
     run.engine.train(False)
-    metrics = dict(run.call("evaluate"))
-    run.engine.train(True)
+    try:
+        metrics = dict(run.call("evaluate"))
+    finally:
+        run.engine.train(True)
     run.progress.evaluated = run.progress.step
     if record:
         run.trackers.log(run, {"step": run.progress.step, **{f"eval/{k}": v for k, v in metrics.items()}})

@@ -71,11 +71,13 @@ def save(run: Run, part: Checkpoint) -> Path:
     def fill(path: Path) -> None:
         run.call("checkpoint", part=part, path=path)
 
-    path = store.write(
-        root, name, fill, rank=run.rank, agree=run.agree, keep_last=part.config.keep_last,
-        verify=lambda staged: part.verify(run, staged), report=run.warn,
-    )  # fmt: skip
-    run.engine.train(True)
+    try:
+        path = store.write(
+            root, name, fill, rank=run.rank, agree=run.agree, keep_last=part.config.keep_last,
+            verify=lambda staged: part.verify(run, staged), report=run.warn,
+        )  # fmt: skip
+    finally:
+        run.engine.train(True)
     run.call("on_checkpoint", path=path)
     return path
 
