@@ -314,6 +314,22 @@ def test_a_mean_over_samples_where_a_worker_has_none(with_code: Any) -> None:
     assert recorded[-1]["eval/loss"] == pytest.approx(1)
 
 
+def test_the_last_evaluation_comes_after_the_model_is_saved(with_code: Any) -> None:
+    """It may take long, and may fail: what was trained is there already."""
+    code = """
+        import ptrain
+
+        @ptrain.hookimpl
+        def evaluate(run):
+            raise ValueError("no")
+    """
+    keep = [{"type": "huggingface", "save_end_of_training": True, "verify": False}]
+    spec = with_code(code, checkpoint=keep, train_iters=2, data={"train_eval_split": [0.8, 0.2]})
+    with pytest.raises(WorkerFailed, match="ValueError: no"):
+        run_workers([spec], 1)
+    assert (spec.parent / "model" / "latest" / "model.safetensors").is_file()
+
+
 def test_a_weight_that_one_worker_alone_has_a_gradient_of(with_code: Any, tmp_path: Path) -> None:
     """Such as that of an expert that no token of the others went to: all clip alike, and go on with the same weights."""
     code = """

@@ -24,15 +24,19 @@ def train(run: Run) -> str:
     run.call("on_start")
     try:
         outcome = iterate(run)
+        # First: the last evaluation may take long, and may fail.
+        saving.save_at_end(run, outcome)
+        if outcome == "done":
+            evaluate_at_end(run)
     except StopRequested:
         outcome = "stopped"
-    saving.save_at_end(run, outcome)
+        saving.save_at_end(run, outcome)
     run.call("on_end")
     return outcome
 
 
 def iterate(run: Run) -> str:
-    """All steps and evaluations up to the last; return "done" or "exit_iteration".
+    """All steps, and the evaluations before the last one; return "done" or "exit_iteration".
 
     Raises:
         StopRequested: a signal or the kill switch, between two steps or within an evaluation.
@@ -46,9 +50,6 @@ def iterate(run: Run) -> str:
         if run.progress.step < last:
             evaluate_if_due(run)
         saving.save_due(run)
-    trained = run.recipe.train_iters + run.recipe.epochs > 0
-    if outcome == "done" and trained and run.progress.evaluated < run.progress.step:
-        evaluate(run)
     return outcome
 
 
@@ -98,6 +99,13 @@ def evaluate_if_due(run: Run) -> None:
     wanted = due(step, interval) if step else run.recipe.eval_at_start
     if wanted and run.progress.evaluated < step:
         evaluate(run, record=not step or due(step, interval * run.recipe.eval_log_iter_interval))
+
+
+def evaluate_at_end(run: Run) -> None:
+    """Evaluate what came out, unless nothing was to be trained, or that was done before the run was resumed."""
+    trained = run.recipe.train_iters + run.recipe.epochs > 0
+    if trained and run.progress.evaluated < run.progress.step:
+        evaluate(run)
 
 
 def evaluate(run: Run, record: bool = True) -> dict[str, float]:
