@@ -178,9 +178,7 @@ def check_model(run: Run) -> None:
 
 def check_stage(run: Run) -> None:
     """Raise ModelError where ZeRO gathers weights between the operations of layers that are to be compiled."""
-    from ptrain.engine import deepspeed_config
-
-    if deepspeed_config(run.recipe, run.world)["zero_optimization"]["stage"] == 3:
+    if run.zero["stage"] == 3:
         raise ModelError(
             "layers whose weights are sharded by ZeRO stage 3 can't be compiled",
             fix="use stage 2 (`deepspeed: {zero_optimization: {stage: 2}}`), or leave out `model.compile`",

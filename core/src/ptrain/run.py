@@ -150,6 +150,13 @@ class Run:
         return self.world // self.data_world
 
     @property
+    def zero(self) -> Mapping[str, Any]:
+        """DeepSpeed's block `zero_optimization`, with the stage."""
+        from ptrain.engine import deepspeed_config
+
+        return deepspeed_config(self.recipe, self.world)["zero_optimization"]
+
+    @property
     def shard(self) -> int:
         """The number of this worker among those that share its rows."""
         return self.rank % self.shards

@@ -150,6 +150,14 @@ class HuggingFaceModel(Model):
         known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return known - first_position(model) if known else None
 
+    @staticmethod
+    def learnt_positions(model: PreTrainedModel) -> int | None:
+        """The most tokens of a document that the model can read; None where positions are not learnt, and go on."""
+        from ptrain.model.rows import first_position, learns_positions
+
+        known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return known - first_position(model) if known and learns_positions(model) else None
+
     def auto_class(self, config: PretrainedConfig) -> Any:
         """The class of transformers that makes the model from this configuration."""
         import transformers
@@ -358,14 +366,12 @@ class HuggingFaceModel(Model):
 
     def _check_quantization(self, run: Run) -> None:
         """Raise ModelError where rounded weights would be trained themselves, or sharded."""
-        from ptrain.engine import deepspeed_config
-
         if not self.config.peft_config and self._base[2] is None:
             raise ModelError(
                 "`model.quantization_config` rounds the weights of the model, which then can't be trained",
                 fix="train an adapter beside them: `model.peft_config: {target_modules: all-linear}`",
             )
-        if deepspeed_config(run.recipe, run.world)["zero_optimization"]["stage"] == 3:
+        if run.zero["stage"] == 3:
             raise ModelError(
                 "weights that `model.quantization_config` rounds can't be sharded by ZeRO stage 3",
                 fix="use stage 2: `deepspeed: {zero_optimization: {stage: 2}}`",

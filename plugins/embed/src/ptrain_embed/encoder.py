@@ -189,9 +189,7 @@ def within_positions(
     part: EmbedModel, model: PreTrainedModel, lengths: dict[Kind | None, int]
 ) -> dict[Kind | None, int]:
     """`lengths`, none beyond the positions that a model has learnt: a recipe may allow for more than its texts have."""
-    from ptrain.model.rows import learns_positions
-
-    most = part.positions(model) if learns_positions(model) else None
+    most = part.learnt_positions(model)
     return {kind: min(length, most or length) for kind, length in lengths.items()}
 
 

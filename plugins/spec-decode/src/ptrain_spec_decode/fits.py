@@ -135,9 +135,7 @@ def check_size(run: Run, shape: Shape) -> None:
 def _kept(run: Run, weight: int, *, gpu: bool) -> float:
     """Bytes that a worker keeps at least of each parameter, with its gradient and the optimizer's fp32 numbers: all of
     what ZeRO does not shard, and on a GPU none of what is offloaded to the machine."""
-    from ptrain.engine import deepspeed_config
-
-    zero = deepspeed_config(run.recipe, run.world)["zero_optimization"]
+    zero = run.zero
 
     def share(size: int, stage: int, offload: str) -> float:
         if gpu and (zero.get(offload) or {}).get("device", "none") != "none":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ptrain import ModelError
+from ptrain import HuggingFaceModel, ModelError
 from ptrain.seeds import derived_seed
 from ptrain_spec_decode.cached import last_hidden
 
@@ -134,14 +134,9 @@ def refuse_beyond_positions(model: PreTrainedModel, prompt: int, count: int, key
     Args:
         keys: what to lower.
     """
-    from ptrain.model.rows import first_position, learns_positions
-
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not limit or not learns_positions(model):
-        return
-    limit -= first_position(model)
+    limit = HuggingFaceModel.learnt_positions(model)
     # The last token is written and not read.
-    if prompt + count - 1 > limit:
+    if limit is not None and prompt + count - 1 > limit:
         raise ModelError(
             f"{count} tokens are to be written after prompts of up to {prompt}, and the base has learnt {limit} "
             "positions",

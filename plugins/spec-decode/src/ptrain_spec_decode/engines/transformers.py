@@ -28,11 +28,11 @@ class Transformers(Engine):
         """
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
-        from ptrain.engine import quiet
         from ptrain.hub import explained
 
-        quiet()
+        disable_progress_bar()
         device = self.option("device", "cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, DTYPES[self.option("dtype", "fp32" if device == "cpu" else "bf16")])
         with explained("model", self.settings.model):
