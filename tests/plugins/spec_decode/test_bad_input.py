@@ -18,6 +18,7 @@ import yaml
 from published import drawn, shape
 
 from ptrain import ModelError, PtrainError
+from ptrain.engine import deepspeed_config
 from ptrain.testing.recipes import merged
 from ptrain.testing.rows import WORDS, conversations, write_rows
 from ptrain.testing.workers import WorkerFailed
@@ -190,7 +191,8 @@ def test_what_a_gpu_keeps_of_a_speculator(
     recipe = SimpleNamespace(
         deepspeed={"zero_optimization": zero}, micro_batch_size=1, model=SimpleNamespace(dtype="bf16")
     )
-    run: Any = SimpleNamespace(device=torch.device("cuda"), world=world, recipe=recipe)
+    block = deepspeed_config(recipe, world)["zero_optimization"]  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(device=torch.device("cuda"), world=world, recipe=recipe, zero=block)
 
     def check(total: float) -> None:
         there = SimpleNamespace(total_memory=total)
