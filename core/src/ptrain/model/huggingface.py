@@ -143,7 +143,8 @@ class HuggingFaceModel(Model):
         self.adapt(model)
         return model.to(device).eval()  # type: ignore[arg-type]
 
-    def positions(self, model: PreTrainedModel) -> int | None:
+    @staticmethod
+    def positions(model: PreTrainedModel) -> int | None:
         """The most tokens of a document that the model was made for, where its configuration says so."""
         from ptrain.model.rows import first_position
 
@@ -153,10 +154,9 @@ class HuggingFaceModel(Model):
     @staticmethod
     def learnt_positions(model: PreTrainedModel) -> int | None:
         """The most tokens of a document that the model can read; None where positions are not learnt, and go on."""
-        from ptrain.model.rows import first_position, learns_positions
+        from ptrain.model.rows import learns_positions
 
-        known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        return known - first_position(model) if known and learns_positions(model) else None
+        return HuggingFaceModel.positions(model) if learns_positions(model) else None
 
     def auto_class(self, config: PretrainedConfig) -> Any:
         """The class of transformers that makes the model from this configuration."""
