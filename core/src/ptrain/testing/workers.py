@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 PRELOAD = [
-    "__main__", "datasets", "deepspeed", "transformers.models.auto.modeling_auto", "transformers.optimization",
+    "__main__", "datasets", "deepspeed", "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama", "ptrain.checkpoint.huggingface", "ptrain.checkpoint.resumable",
     "ptrain.checks", "ptrain.data.cache", "ptrain.data.sources.local", "ptrain.data.tokenizers", "ptrain.engine",
     "ptrain.evaluators", "ptrain.job", "ptrain.loaders", "ptrain.loop", "ptrain.model.apart",
