@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ptrain
+from ptrain import local
 from ptrain.errors import PluginError, RecipeError
 from ptrain.local import load_code, register
 from ptrain.recipe.load import Loaded
@@ -44,9 +45,10 @@ RECIPE = "type: my_custom_trainer\ncode: own/train_mine.py\nmodel: {}\ndata: {so
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leave `sys.path` and `sys.modules` as they were."""
+    """Leave `sys.path`, `sys.modules` and what this process registers as they were."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(local, "_of_caller", {})
     yield
     for name in set(sys.modules) - before:
         del sys.modules[name]
@@ -192,11 +194,13 @@ def test_what_is_registered_is_checked(load: Load, code: Path) -> None:
         load_code(code)
 
 
-def test_register_outside_of_a_load_does_nothing() -> None:
+def test_what_is_registered_outside_of_a_load_counts_for_all_that_follow(load: Load) -> None:
     class Mine(ptrain.Trainer):
-        pass
+        parts = {"source": "named"}
 
     assert ptrain.register("trainer", "mine")(Mine) is Mine
+    for _ in range(2):
+        assert load("type: mine\nmodel: {}\ndata: {sources: [a]}\n").trainer is Mine
 
 
 def test_an_environment_in_the_folder_is_left_alone(code: Path) -> None:
