@@ -13,10 +13,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+
+from ptrain.launch.hang import beat
 
 if TYPE_CHECKING:
     from ptrain.recipe.sections import Recipe
@@ -75,6 +78,7 @@ class Engine:
 
     def __call__(self, work: Callable[[], T]) -> T:
         """The result of `work`, run inside the engine's forward pass."""
+        beat("a forward pass")
         self._body.work = work
         try:
             return self.deepspeed()
@@ -87,6 +91,7 @@ class Engine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` (a scalar; summed over micro-batches and workers) to the step."""
+        beat("a backward pass")
         self.deepspeed.backward(loss * self.world, scale_wrt_gas=False)
 
     def update(self) -> float:
@@ -94,6 +99,7 @@ class Engine:
 
         Where that is not finite, the weights are left as they are, and it is infinite.
         """
+        beat("the update")
         if self._plain:
             return self._plain_update()
         self.deepspeed.step()
@@ -159,6 +165,7 @@ class Frozen:
 
     def __call__(self, work: Callable[[], T]) -> T:
         """The result of `work`, without gradients, run where weights are gathered."""
+        beat("a forward pass")
         self._body.work = work
         try:
             with torch.no_grad():
@@ -167,12 +174,19 @@ class Frozen:
             self._body.work = None
 
 
-def start(device: str, local_rank: int) -> torch.device:
-    """Join the process group and return this worker's device; `device` is "cpu" or "cuda"."""
+def start(device: str, local_rank: int, wait: float = 0) -> torch.device:
+    """Join the process group and return this worker's device.
+
+    Args:
+        device: "cpu" or "cuda".
+        local_rank: of this worker on its machine.
+        wait: seconds that workers wait for each other, where that is longer than DeepSpeed's own time.
+    """
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     quiet()
     import deepspeed
+    from deepspeed.constants import default_pg_timeout
 
     # A CPU job would compile a shared-memory kernel for half a minute; gloo does without. The name is
     # private, so its absence is no error.
@@ -185,7 +199,8 @@ def start(device: str, local_rank: int) -> torch.device:
         os.environ["MASTER_PORT"] = str(free_port())
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+    timeout = max(default_pg_timeout, timedelta(seconds=wait))
+    deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False, timeout=timeout)
     return torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ptrain.directory import (
     write_spec,
 )
 from ptrain.errors import RecipeError
+from ptrain.launch import hang
 from ptrain.recipe.dump import dump
 from ptrain.recipe.env import resolve, value_of
 from ptrain.recipe.load import Loaded, load_recipe
@@ -28,6 +29,7 @@ from ptrain.recipe.machine import machine_problems
 
 if TYPE_CHECKING:
     from ptrain.data.cache import Prepared
+    from ptrain.launch.failure import Failure
     from ptrain.recipe.sections import Recipe
     from ptrain.run import Run
 
@@ -151,13 +153,14 @@ def _prepared(run: Run) -> Prepared:
     return prepared
 
 
-def work(spec: Path, stop: Any = None) -> int:
-    """Train in this worker; return its exit code."""
+def work(spec: Path, stop: Any = None, hung: Callable[[Failure], object] | None = None) -> int:
+    """Train in this worker; return its exit code. `hung` is called, from another thread, where it does not go on."""
     from ptrain import engine, loop
 
     started = time.perf_counter()
     run = open_spec(spec, stop)
-    with observed(run):
+    limit = hang.limit(run.recipe.hang_timeout, run.world)
+    with observed(run), hang.watched(limit, run.rank, hung) if hung and limit else contextlib.nullcontext():
         outcome = loop.train(run)
     run.say(closing_line(run, outcome, time.perf_counter() - started), whole=True)
     engine.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ptrain import saving
 from ptrain.engine import peak_memory
 from ptrain.evaluators import with_data
+from ptrain.launch.hang import beat
 from ptrain.results import StopRequested
 from ptrain.seeds import seed_everything
 
@@ -57,6 +58,7 @@ def one_step(run: Run, stream: Iterator[Batch]) -> StepResult:
     """Do the next optimizer step on the next batches of `stream`, and record it."""
     began = time.perf_counter()
     seed_everything(run.recipe.seed, run.progress.step, run.data_rank, run.shard)
+    beat("the next batch", run.progress.step)
     batches = [next(stream) for _ in range(run.accumulation)]
     result: StepResult = run.call("step", batches=batches)
     advance(run, result, began)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptrain import hooks, stages
 from ptrain.errors import PluginError, Problem, RecipeError
+from ptrain.launch.hang import beat
 from ptrain.layer import Layer
 from ptrain.local import CALLER
 from ptrain.parts import Part
@@ -180,7 +181,15 @@ class Run:
 
     def call(self, stage: str, **arguments: Any) -> Any:
         """The result of a stage; see `ptrain.hooks`."""
+        beat(f"`{stage}`", self.progress.step)
         return self.stack.call(stage, run=self, **arguments)
+
+    def beat(self, doing: str) -> None:
+        """Say that this worker is getting on: it begins `doing`.
+
+        For what takes longer than the recipe's `hang_timeout` without a stage, a batch or a pass through the model.
+        """
+        beat(doing, self.progress.step)
 
     def derive(self, key: str, value: Any, *, because: str) -> None:
         """Set the value of a recipe key that was not given (in `configure` alone).

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptrain.checks import check_model
 from ptrain.directory import KILL_SWITCH
+from ptrain.launch import hang
 from ptrain.recipe.env import value_of
 from ptrain.run import Run, steps_for
 from ptrain.seeds import seed_everything
@@ -36,7 +37,9 @@ def new_run(loaded: Loaded, directory: Path, spec: Mapping[str, Any], stop: Any)
     run.command = spec["command"]
     run.recipe_hash = spec["recipe_hash"]
     run.kill_switch = value_of(run.recipe.kill_switch_path, "kill_switch_path") or directory / KILL_SWITCH
-    run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank)
+    # Longer than until one of them is taken to hang, which tells more.
+    wait = hang.limit(run.recipe.hang_timeout, run.world) + 60
+    run.device = engine.start("cuda" if torch.cuda.is_available() else "cpu", topology.local_rank, wait)
     if run.device.type == "cuda":
         run.device_memory = torch.cuda.get_device_properties(run.device).total_memory
     run.trackers = Trackers(trackers(run) if run.rank == 0 else [])

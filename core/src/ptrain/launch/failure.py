@@ -65,7 +65,7 @@ class Failure:
             kind=type(error).__name__,
             message=str(error),
             exit_code=error.exit_code if isinstance(error, PtrainError) else 1,
-            place=_place(traceback.extract_tb(error.__traceback__)),
+            place=place_of(traceback.extract_tb(error.__traceback__)),
             traceback=tuple("".join(traceback.format_exception(error)).splitlines()),
             problems=tuple(map(str, error.problems)) if isinstance(error, PtrainError) else (),
             unexpected=bool(foreign),
@@ -108,7 +108,7 @@ def folders() -> list[Path]:
     return [Path(folder) for folder in os.environ.get(ERROR_DIR, "").splitlines()]
 
 
-def _place(frames: traceback.StackSummary) -> str:
+def place_of(frames: traceback.StackSummary) -> str:
     """Where it happened: deep inside a library is seldom where the mistake is."""
     libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     own = [f for f in frames if "ptrain" in f.filename or not f.filename.startswith(("<", *libraries))]

@@ -90,4 +90,4 @@ def _here(plan: Plan, spec: Path, error_dir: Path, debug: bool, python_profile: 
         show_failure(failure, ranks=several, debug=debug, traceback=path if path.is_file() else None)
 
     with listening(settle=SETTLE if several else 0.0, announce=plan.topology.rank == 0) as stop:
-        return recorded(lambda: train(spec, stop, python_profile), show, [error_dir])
+        return recorded(lambda hung: train(spec, stop, python_profile, hung), show, [error_dir])

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ptrain.launch import failure, guard
+from ptrain.launch import failure, guard, hang
 from ptrain.launch.cpu import cores
 from ptrain.launch.environment import Topology, accelerators
 from ptrain.launch.failure import ERROR_DIR, Failure
@@ -144,7 +144,7 @@ def _failed(job: Job, workers: list[Worker], ended: list[Worker], requests: list
     _stop(left, job.grace)
     told = {found.rank: found for folder in _folders(job) for found in failure.read(folder)}
     cause = failure.first((told if told and job.launcher else {**silent, **told}).values())
-    return cause.exit_code or 1, cause
+    return cause.exit_code or 1, hang.with_others(cause, told.values(), () if job.launcher else range(job.workers))
 
 
 class Worker:

@@ -9,11 +9,12 @@ import io
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ptrain.launch import guard
+from ptrain.launch import guard, hang
 from ptrain.launch.environment import LaunchError, Topology
 from ptrain.launch.failure import Failure, folders
 from ptrain.launch.report import show_warnings
@@ -45,14 +46,29 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             sys.stderr.write("\n".join(failure.traceback) + "\n")
 
     with listening(settle=SETTLE) as stop:
-        code = recorded(lambda: train(given.spec, stop, given.python_profile), show, folders())
+        code = recorded(lambda hung: train(given.spec, stop, given.python_profile, hung), show, folders())
     leave(code)
 
 
-def recorded(work: Callable[[], int], show: Callable[[Failure], None], places: Sequence[Path] = ()) -> int:
-    """The exit code of `work`; if it fails, why is left in the first of `places` that takes it, and then shown."""
+Told = Callable[[Failure], None]
+
+
+def recorded(work: Callable[[Told], int], show: Told, places: Sequence[Path] = ()) -> int:
+    """The exit code of `work`; if it fails, why is left in the first of `places` that takes it, and then shown.
+
+    `work` is given a function that does so where it hangs, from another thread, and ends the process.
+    """
+
+    def hung(failure: Failure) -> None:
+        try:
+            failure.leave(places)
+            time.sleep(hang.SPREAD)
+            show(failure)
+        finally:
+            leave(failure.exit_code)
+
     try:
-        return work()
+        return work(hung)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException as error:
@@ -62,8 +78,14 @@ def recorded(work: Callable[[], int], show: Callable[[Failure], None], places: S
         return failure.exit_code
 
 
-def train(spec: Path, stop: Stop, python_profile: str = "disable") -> int:
+def train(spec: Path, stop: Stop, python_profile: str = "disable", hung: Told | None = None) -> int:
     """Train from the file that the preparation left, and return the exit code.
+
+    Args:
+        spec: that file.
+        stop: whether the run was asked to stop.
+        python_profile: see `profiled`.
+        hung: called where this worker hangs; see `ptrain.launch.hang`.
 
     Raises:
         LaunchError: it is not there: another host prepared, and this one does not see its files.
@@ -75,7 +97,7 @@ def train(spec: Path, stop: Stop, python_profile: str = "disable") -> int:
         )
     from ptrain.job import work
 
-    return profiled(python_profile, lambda: work(spec, stop))
+    return profiled(python_profile, lambda: work(spec, stop, hung))
 
 
 def profiled(by: str, work: Callable[[], int]) -> int:

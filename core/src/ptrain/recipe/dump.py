@@ -16,9 +16,9 @@ WITHOUT_EFFECT = frozenset(
     {
         "checkpoint", "code", "data.cache_dir", "data.dl_num_workers", "data.eval_sources",
         "data.fail_on_missing_cache", "data.num_proc", "eval_at_start", "eval_interval", "eval_log_iter_interval",
-        "eval_micro_batch_size", "evaluation", "exit_iteration", "exit_iteration_this_run", "kill_switch_path",
-        "logger", "loss_log_interval", "metadata", "output_dir", "trackers", "train_log_iter_interval",
-        "train_log_metrics_path", "wandb",
+        "eval_micro_batch_size", "evaluation", "exit_iteration", "exit_iteration_this_run", "hang_timeout",
+        "kill_switch_path", "logger", "loss_log_interval", "metadata", "output_dir", "trackers",
+        "train_log_iter_interval", "train_log_metrics_path", "wandb",
     }
 )  # fmt: skip
 """Keys that change where results go, when they are looked at or how fast they come, but not what is trained."""

@@ -241,6 +241,10 @@ class CoreConfig(Config):
     """Train on the first batch over and over, to see that the model can learn it."""
     kill_switch_path: Path | None = None
     """Training saves and stops when this file appears; by default `stop` in the run directory."""
+    hang_timeout: Count | None = None
+    """Seconds in which a worker has to begin something new (a stage, a forward pass, a batch); one that has not is
+    taken to hang, tells where in the code it is, and ends the run. By default 1,800 with several workers, and 0 (off)
+    with one."""
     metadata: dict[str, Any] = {}
     """Notes of your own: kept with the run, read by nothing."""
 
