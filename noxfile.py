@@ -29,9 +29,11 @@ DISTRIBUTIONS = [
 ]
 EDITABLE = [word for distribution in DISTRIBUTIONS for word in ("-e", distribution)]
 OTHER_PYTHONS = ["3.10", "3.12", "3.13"]
-SIDE_BY_SIDE = ("-n", "3", "--dist", "loadfile")
-"""Three files of tests at a time, on two cores too: a test waits much of its time for processes that start."""
-HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "huggingface-hub", "ptrain-")
+SIDE_BY_SIDE = ("-n", "4", "--dist", "loadfile")
+"""Four files of tests at a time, on two cores too: a test waits much of its time for processes that start."""
+BUILDERS = ("hatchling", "editables")
+"""What builds the distributions."""
+HEAVY = ("torch", "accelerate", "deepspeed", "transformers", "datasets", "huggingface-hub")
 """Dependencies that the sessions without torch do without."""
 
 if (pyenv := Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))).is_dir():
@@ -44,7 +46,7 @@ if (pyenv := Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))).is_dir(
 def quickstart(session: nox.Session) -> None:
     """Train the model of recipes/quickstart.yaml: offline, on CPU, in minutes."""
     bin = shared_environment(session)
-    install(session, bin, *EDITABLE, *constraints())
+    install_all(session, bin, *dependencies(), *constraints())
     session.run(bin / "ptrain", "run", "recipes/quickstart.yaml", *session.posargs)
 
 
@@ -102,9 +104,9 @@ def docs(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Build every distribution; install the wheels into one fresh environment and try them there."""
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
-    session.install(*dev("build"))
+    session.install(*dev("build", *BUILDERS))
     for distribution in DISTRIBUTIONS:
-        session.run("python", "-m", "build", "--outdir", "dist", distribution, silent=True)
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", distribution, silent=True)
     fresh = Path(session.create_tmp()) / "fresh"
     session.run("python", "-m", "venv", "--clear", str(fresh))
     wheels = sorted(str(wheel) for wheel in ROOT.glob("dist/*.whl"))
@@ -149,23 +151,28 @@ def shared_environment(session: nox.Session) -> Path:
 def full_environment(session: nox.Session) -> Path:
     """The `bin` folder of the environment with everything in it."""
     bin = shared_environment(session)
-    install(session, bin, *EDITABLE, "-r", "requirements-dev.txt", *constraints())
+    install_all(session, bin, *dependencies(), "-r", "requirements-dev.txt", *constraints())
     return bin
 
 
 def light_environment(session: nox.Session, *tools: str) -> Path:
     """The `bin` folder of the session's own environment: the distributions without torch, and `tools`."""
     bin = Path(session.bin)
-    wanted = [*tools, *(line for line in dependencies() if not line.startswith(HEAVY))]
-    install(session, bin, *wanted)
-    install(session, bin, "--no-deps", *EDITABLE)
+    install_all(session, bin, *tools, *(line for line in dependencies() if not line.startswith(HEAVY)))
     return bin
 
 
+def install_all(session: nox.Session, bin: Path, *others: str) -> None:
+    """Install `others`, and then the distributions; an environment for the build of each would take longest."""
+    install(session, bin, *others, *dev(*BUILDERS))
+    install(session, bin, "--no-deps", "--no-build-isolation", *EDITABLE)
+
+
 def dependencies() -> list[str]:
-    """What the distributions declare that they need."""
+    """What the distributions declare that they need of others."""
     files = [ROOT / distribution / "pyproject.toml" for distribution in DISTRIBUTIONS]
-    return sorted({line for file in files for line in nox.project.load_toml(file)["project"]["dependencies"]})
+    lines = {line for file in files for line in nox.project.load_toml(file)["project"]["dependencies"]}
+    return sorted(line for line in lines if not re.match("ptrain\\b", line))
 
 
 def dev(*names: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ptrain.garbage import look_seldom
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
 from ptrain_cli.prepare import prepared_data
 
@@ -76,6 +77,7 @@ def show(
     debug: Debug = False,
 ) -> int:
     """Print prepared samples, token by token as they are trained on, with what is learnt in green."""
+    look_seldom()
     import sys
 
     from ptrain.data.show import samples
@@ -117,6 +119,7 @@ def audit_command(
     debug: Debug = False,
 ) -> int:
     """Count everything that is wrong or odd in every source; exit code 2 where a run would stop on it."""
+    look_seldom()
     import json
     from dataclasses import asdict
 

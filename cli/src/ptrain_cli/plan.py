@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ptrain.garbage import look_seldom
 from ptrain_cli.completion import devices
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
 from ptrain_cli.table import aligned
@@ -61,6 +62,7 @@ def command(
     debug: Debug = False,
 ) -> int:  # fmt: skip
     """Tell what a run will need: steps, rates, memory, disk. Prepares data that is here; downloads nothing."""
+    look_seldom()
     from ptrain.directory import run_directory
     from ptrain.launch.plan import Arguments, make_plan
     from ptrain.launch.report import show, show_warnings

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ptrain.garbage import look_seldom
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe, Settings
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -144,6 +145,7 @@ def command(
     ] = "",
 ) -> int:  # fmt: skip
     """Train what a recipe says."""
+    look_seldom()
     from ptrain.job import prepare_run
     from ptrain.launch.plan import Arguments, make_plan
     from ptrain.launch.report import show_warnings

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptrain import garbage
 from ptrain.checks import check_model
 from ptrain.directory import KILL_SWITCH
 from ptrain.launch import hang
@@ -86,6 +87,7 @@ def create_model(run: Run) -> None:
     """Make configuration and model; weights drawn at random are the same on every worker."""
     seed_everything(run.recipe.seed, "model")
     check_model(run)
+    garbage.look_as_usual()
     run.model = run.call("create_model", config=run.hf_config)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ptrain import garbage
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,7 @@ def main(folder: str, asked: str, out: str) -> None:
             recipe has them (`model.dtype`, `model.quantization_config`); `auto`, the class of transformers that loads
             it; `module`, which tells transformers of the model's class where it is a plugin's.
     """
+    garbage.look_seldom()
     import torch
     from jinja2 import TemplateError
     from safetensors.torch import save_file
@@ -31,9 +34,11 @@ def main(folder: str, asked: str, out: str) -> None:
     question = json.loads(Path(asked).read_text(encoding="utf-8"))
     trusted = question["trust_remote_code"]
     if question["module"]:
-        importlib.import_module(question["module"])
+        import_module(question["module"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     adapted = Path(folder, "adapter_config.json").is_file()
+    import_module("transformers.modeling_utils")
+    garbage.look_as_usual()
     model = _adapted(folder, trusted, question) if adapted else _model(folder, trusted, question["auto"])
     with torch.no_grad():
         found = {"logits": answer(model.eval(), torch.tensor([question["ids"]])).contiguous()}

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from ptrain import garbage
 from ptrain.errors import PtrainError
 
 
@@ -24,7 +25,10 @@ def main() -> None:
     task = json.loads(sys.stdin.readline())
     for line in sys.stdin:
         try:
-            shards = shards or _shards(task)
+            if shards is None:
+                garbage.look_seldom()
+                shards = _shards(task)
+                garbage.look_as_usual()
             _answer(answers, file=str(shards.make(json.loads(line))))
         except PtrainError as error:
             problem = error.problems[0]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ptrain import garbage
 from ptrain.launch import guard, hang
 from ptrain.launch.environment import LaunchError, Topology
 from ptrain.launch.failure import Failure, folders
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--python_profile", choices=PROFILES, default="disable")
     parser.add_argument("--traceback", action="store_true", help="print that of a failure on rank 0 too")
     given = parser.parse_args(arguments)
+    garbage.look_seldom()
     guard.die_with_parent()
     show_warnings()
     faulthandler.enable()
