@@ -46,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         **LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
         "vocab_size": 128256,
     },
-    "tiny": {**LLAMA, **inputs.TINY, "num_attention_heads": 8},
+    "tiny": {**LLAMA, **inputs.TINY, "num_attention_heads": 8, "num_hidden_layers": 2},
 }  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 from safetensors.torch import load_file
 
+from ptrain.job import prepare_run
+from ptrain.recipe.load import load_recipe
 from ptrain.testing import workers as workers_of_the_kit
 
 
@@ -24,6 +26,11 @@ def run_workers(specs: list[Path], workers: int, timeout: float = 600) -> None:
 
     log = specs[0].parent / "worker.log"
     workers_of_the_kit.run_workers(many_runs.main, list(map(str, specs)), log=log, workers=workers, timeout=timeout)
+
+
+def uninterrupted(recipe: Path, workers: int = 1) -> None:
+    """Train a recipe to its end, for others to be compared with: the workers are real ones, the command is left out."""
+    run_workers([prepare_run(load_recipe(recipe), recipe)], workers)
 
 
 def metrics(spec: Path) -> list[dict[str, Any]]:

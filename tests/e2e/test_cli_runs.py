@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import finish, losses, run, start, wait_for_steps
+from harness import finish, losses, run, start, uninterrupted, wait_for_steps
 
 from ptrain.testing.rows import conversations, write_rows
 
@@ -18,9 +18,7 @@ from ptrain.testing.rows import conversations, write_rows
 def test_sigterm_saves_and_resume_is_exact(workers: int, recipe_file: Any, tmp_path: Path) -> None:
     """Exit code 75, a checkpoint of that very step, and a resumed run that equals the uninterrupted one."""
     whole = recipe_file("whole", train_iters=60)
-    code, out, err = run("run", whole, "--workers", str(workers))
-    assert code == 0, err
-    assert "done: 60/60 steps" in out and str(tmp_path / "whole") in out
+    uninterrupted(whole, workers)
     cut = recipe_file("cut", train_iters=60)
     process = start("run", cut, "--workers", str(workers))
     wait_for_steps(tmp_path / "cut" / "metrics.jsonl", 5, process)
@@ -33,6 +31,7 @@ def test_sigterm_saves_and_resume_is_exact(workers: int, recipe_file: Any, tmp_p
     assert f"go on with: ptrain run {cut} --workers {workers} --resume" in out
     code, out, err = run("run", cut, "--workers", str(workers), "--resume")
     assert code == 0, err
+    assert "done: 60/60 steps" in out and str(tmp_path / "cut") in out
     assert losses(tmp_path / "cut" / "run.json") == losses(tmp_path / "whole" / "run.json")
 
 

@@ -24,6 +24,7 @@ from harness import (
     run,
     run_workers,
     start,
+    uninterrupted,
     wait_for_steps,
     wait_until_gone,
 )
@@ -139,7 +140,7 @@ def test_killed_again_and_again(recipe: Any, tmp_path: Path) -> None:
     """SIGKILL of a worker, of the command, of all at once: nothing runs on, the port is free, the result is the same."""
     whole, cut = recipe("whole", train_iters=60), recipe("cut", train_iters=60)
     command = ("--workers", "2", "--master_port", str(free_port()))
-    assert run("run", whole, *command)[0] == 0
+    uninterrupted(whole, 2)
     metrics = tmp_path / "cut" / "metrics.jsonl"
     for time_, kill in enumerate([kill_worker, kill_command, kill_all]):
         process = start("run", cut, *command, *(["--resume"] if time_ else []))
@@ -187,7 +188,7 @@ def test_ctrl_c_twice(workers: int, recipe: Any, faults: Path, tmp_path: Path) -
     """The second one ends the run in the middle of its save; the checkpoint before is what is gone on from."""
     whole, cut = recipe("whole", train_iters=30), recipe("cut", train_iters=30)
     command = ("--code", faults, "--workers", workers)
-    assert run("run", whole, *command)[0] == 0
+    uninterrupted(whole, workers)
     process = start("run", cut, *command)
     wait_for_steps(tmp_path / "cut" / "metrics.jsonl", 5, process)
     pids = children(process.pid)
@@ -213,7 +214,7 @@ def test_a_disk_too_small_for_all_checkpoints(recipe: Any, mount: Any, tmp_path:
     """One message with what is needed and free; those before are whole, and with more space the run goes on."""
     keep = [{**SAVES[0], "keep_last": None}, SAVES[1]]
     whole, small = recipe("whole", train_iters=12, checkpoint=keep), recipe("small", train_iters=12, checkpoint=keep)
-    assert run("run", whole)[0] == 0
+    uninterrupted(whole)
     size = sum(file.stat().st_size for file in (tmp_path / "whole" / "checkpoints" / "step-00000002").iterdir())
     mount(tmp_path / "small", f"size={2 * size + size // 2}")
     code, _, err = run("run", small)
@@ -247,7 +248,7 @@ def test_a_disk_that_fills_up_while_training(workers: int, recipe: Any, mount: A
     assert "disk is full" in err or "No space left" in err
     wait_until_gone(pids)
     filler.unlink()
-    assert run("run", whole, "--workers", workers)[0] == 0
+    uninterrupted(whole, workers)
     code, _, err = run("run", full, "--workers", workers, "--resume")
     assert code == 0, err
     assert not differences(left(spec_of(full)), left(spec_of(whole)))
@@ -262,7 +263,7 @@ def test_folders_that_can_not_be_written(recipe: Any, mount: Any, tmp_path: Path
     checkpoints = mount(tmp_path / "checkpoints", "size=64m")
     apart = [{**SAVES[0], "output_dir": str(checkpoints)}, SAVES[1]]
     whole, cut = recipe("whole", train_iters=100), recipe("cut", train_iters=100, checkpoint=apart)
-    assert run("run", whole)[0] == 0
+    uninterrupted(whole)
     process = start("run", cut)
     wait_for_steps(tmp_path / "cut" / "metrics.jsonl", 5, process)
     pids = children(process.pid)
@@ -284,7 +285,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(recipe: Any, tmp_path: Pa
     """Truncated, empty, altered by one bit, missing: each newest one in its own way, and the one before is used."""
     keep = [{**SAVES[0], "keep_last": None}, SAVES[1]]
     whole, cut = recipe("whole", train_iters=12, checkpoint=keep), recipe("cut", train_iters=12, checkpoint=keep)
-    assert run("run", whole)[0] == 0
+    uninterrupted(whole)
     assert run("run", cut, "-o", "exit_iteration=10")[0] == 0
     root = tmp_path / "cut" / "checkpoints"
     for step, damage in {10: truncate, 8: empty, 6: flip, 4: remove}.items():

@@ -301,6 +301,7 @@ class Run:
 
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad or not trained_only:
+                self.beat(f"the weight `{name}`")
                 yield name, whole(parameter)
         yield from engine_state.buffers(self.model)
 
