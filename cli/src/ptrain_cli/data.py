@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptrain.garbage import look_seldom
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
 from ptrain_cli.prepare import prepared_data
 
@@ -77,6 +76,8 @@ def show(
     debug: Debug = False,
 ) -> int:
     """Print prepared samples, token by token as they are trained on, with what is learnt in green."""
+    from ptrain.garbage import look_seldom
+
     look_seldom()
     import sys
 
@@ -119,6 +120,8 @@ def audit_command(
     debug: Debug = False,
 ) -> int:
     """Count everything that is wrong or odd in every source; exit code 2 where a run would stop on it."""
+    from ptrain.garbage import look_seldom
+
     look_seldom()
     import json
     from dataclasses import asdict

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptrain.garbage import look_seldom
 from ptrain_cli.completion import devices
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
 from ptrain_cli.table import aligned
@@ -62,6 +61,8 @@ def command(
     debug: Debug = False,
 ) -> int:  # fmt: skip
     """Tell what a run will need: steps, rates, memory, disk. Prepares data that is here; downloads nothing."""
+    from ptrain.garbage import look_seldom
+
     look_seldom()
     from ptrain.directory import run_directory
     from ptrain.launch.plan import Arguments, make_plan

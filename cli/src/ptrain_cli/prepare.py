@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ptrain.garbage import look_seldom
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ def command(
     debug: Debug = False,
 ) -> int:
     """Load, tokenise and pack the data of a recipe into the cache, where `ptrain run` finds it."""
+    from ptrain.garbage import look_seldom
+
     look_seldom()
     typer.echo(f"prepared: {prepared_data(recipe, override, code, allow_code).path}")
     return 0

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from ptrain.garbage import look_seldom
 from ptrain_cli.options import AllowCode, Code, Debug, Overrides, Recipe, Settings
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -145,6 +144,8 @@ def command(
     ] = "",
 ) -> int:  # fmt: skip
     """Train what a recipe says."""
+    from ptrain.garbage import look_seldom
+
     look_seldom()
     from ptrain.job import prepare_run
     from ptrain.launch.plan import Arguments, make_plan
