@@ -163,7 +163,7 @@ def light_environment(session: nox.Session, *tools: str) -> Path:
 
 
 def install_all(session: nox.Session, bin: Path, *others: str) -> None:
-    """Install `others`, and then the distributions; an environment for the build of each would take longest."""
+    """Install `others`, and then the distributions; an environment for the build of each takes five times as long."""
     install(session, bin, *others, *dev(*BUILDERS))
     install(session, bin, "--no-deps", "--no-build-isolation", *EDITABLE)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# What tests import stays, and looking through it for garbage again and again takes a third of the time that it does.
+# What tests import stays, and looking through it for garbage again and again is a quarter of the time.
 gc.set_threshold(100_000, 50, 100)
 
 # A deadline would fail tests on a machine that is busy with something else.

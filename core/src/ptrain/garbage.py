@@ -9,10 +9,10 @@ SELDOM = (100_000, 50, 100)
 
 
 def look_seldom() -> None:
-    """For a process that begins: what it imports stays, and looking through it again and again is a third of the time.
+    """For a process that begins: what it imports stays, and looking through it takes a quarter of the time.
 
-    `look_as_usual` has to follow before anything is computed: tensors that are held by a cycle of references would
-    take memory for too long.
+    `look_as_usual` has to follow before a model is made: tensors that are held by a cycle of references would take
+    memory for too long.
     """
     gc.set_threshold(*SELDOM)
 

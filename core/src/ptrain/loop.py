@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from ptrain import saving
 from ptrain.engine import peak_memory
 from ptrain.evaluators import with_data
-from ptrain.launch.hang import beat
 from ptrain.results import StopRequested
 from ptrain.seeds import seed_everything
 
@@ -58,7 +57,7 @@ def one_step(run: Run, stream: Iterator[Batch]) -> StepResult:
     """Do the next optimizer step on the next batches of `stream`, and record it."""
     began = time.perf_counter()
     seed_everything(run.recipe.seed, run.progress.step, run.data_rank, run.shard)
-    beat("the next batch", run.progress.step)
+    run.beat("the next batch")
     batches = [next(stream) for _ in range(run.accumulation)]
     result: StepResult = run.call("step", batches=batches)
     advance(run, result, began)

@@ -181,7 +181,7 @@ class Run:
 
     def call(self, stage: str, **arguments: Any) -> Any:
         """The result of a stage; see `ptrain.hooks`."""
-        beat(f"`{stage}`", self.progress.step)
+        self.beat(f"`{stage}`")
         return self.stack.call(stage, run=self, **arguments)
 
     def beat(self, doing: str) -> None:

@@ -39,7 +39,7 @@ LEFT: dict[str, Callable[[int, int], float]] = {
 """What is left of the peak after so many of the steps behind the warm-up, by name.
 
 These are written out although transformers has them: its module imports peft, and bitsandbytes and torch's compiler
-with that, wherever they are installed, which takes a fifth of the time to the first step.
+with that, wherever they are installed: a fifth of what a run imports, by time.
 """
 
 

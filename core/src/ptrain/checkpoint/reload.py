@@ -37,7 +37,7 @@ def main(folder: str, asked: str, out: str) -> None:
         import_module(question["module"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     adapted = Path(folder, "adapter_config.json").is_file()
-    import_module("transformers.modeling_utils")
+    import_module("transformers.modeling_utils")  # the last of what is large
     garbage.look_as_usual()
     model = _adapted(folder, trusted, question) if adapted else _model(folder, trusted, question["auto"])
     with torch.no_grad():
