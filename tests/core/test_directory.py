@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -128,3 +131,44 @@ def test_the_disk_of_an_entry_that_is_switched_off_does_not_count(here: Path, mo
     check(enabled=False)
     with pytest.raises(CheckpointError, match="has 0 free"):
         check(enabled=True)
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from ptrain.directory import hold
+hold(Path(sys.argv[1]))
+if os.fork() == 0:
+    time.sleep(60)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_process_trains_in_a_directory(tmp_path: Path) -> None:
+    """Another is refused, until the first is killed, even where it leaves a child behind."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True
+    ) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+            with pytest.raises(RecipeError, match=rf"another process \({holder.pid} on .*is training in"):
+                directory.hold(tmp_path)
+            holder.kill()
+            holder.wait()
+            os.killpg(holder.pid, 0)  # its child is there
+            directory.hold(tmp_path)
+            directory.hold(tmp_path)  # it is this process's already
+            directory.release(tmp_path)
+            directory.release(tmp_path)
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_released_directory_is_free(tmp_path: Path) -> None:
+    """The lock's file may stay: it does not make a directory used."""
+    directory.hold(tmp_path)
+    directory.release(tmp_path)
+    directory.check_directory(tmp_path, resume=False, restart=False)
+    code = "import sys; from pathlib import Path; from ptrain.directory import hold; hold(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

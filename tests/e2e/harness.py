@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 from safetensors.torch import load_file
 
+from ptrain.directory import release
 from ptrain.job import prepare_run
 from ptrain.recipe.load import load_recipe
 from ptrain.testing import workers as workers_of_the_kit
@@ -26,6 +27,8 @@ def run_workers(specs: list[Path], workers: int, timeout: float = 600) -> None:
 
     log = specs[0].parent / "worker.log"
     workers_of_the_kit.run_workers(many_runs.main, list(map(str, specs)), log=log, workers=workers, timeout=timeout)
+    for spec in specs:
+        release(spec.parent)
 
 
 def uninterrupted(recipe: Path, workers: int = 1) -> None:

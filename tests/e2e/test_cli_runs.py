@@ -89,9 +89,12 @@ def test_folders_from_the_environment(recipe_file: Any, tmp_path: Path, monkeypa
 
 
 def test_the_kill_switch_stops_and_saves(recipe_file: Any, tmp_path: Path) -> None:
-    """A file ends the run like a signal does."""
+    """A file ends the run like a signal does; until then no other takes its directory."""
     process = start("run", recipe_file(train_iters=100_000))
     wait_for_steps(tmp_path / "run" / "metrics.jsonl", 3, process)
+    code, _, err = run("run", tmp_path / "run.yaml", "--restart")
+    assert code == 2 and f"another process ({process.pid} on " in err and "set another `output_dir`" in err, err
+    assert not (tmp_path / "run.1").exists() and process.poll() is None
     (tmp_path / "run" / "stop").touch()
     code, _, err = finish(process)
     assert code == 75, err

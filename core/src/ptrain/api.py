@@ -72,12 +72,16 @@ def train(
         PtrainError: with what is wrong and how to mend it.
     """
     from ptrain import loop
+    from ptrain.directory import release
     from ptrain.job import observed
     from ptrain.saving import newest_export
 
     run = _ready(recipe, overrides, code, plugins, resume, restart)
-    with observed(run):
-        outcome = loop.train(run)
+    try:
+        with observed(run):
+            outcome = loop.train(run)
+    finally:
+        release(run.dir)
     return Result(run.dir, outcome, run.progress.step, dict(run.trackers.last), newest_export(run))
 
 
@@ -160,10 +164,16 @@ class OpenRun:
 
     def close(self) -> None:
         """End the run: the display and trackers are finished. Nothing is saved."""
-        if self._open:
-            self._open = False
+        from ptrain.directory import release
+
+        if not self._open:
+            return
+        self._open = False
+        try:
             self.run.call("on_end")
             self.run.trackers.finish(self.run)
+        finally:
+            release(self.run.dir)
 
     def __enter__(self) -> OpenRun:
         return self
@@ -202,6 +212,7 @@ def _ready(
     recipe: Source, overrides: Overrides, code: Path | str | None, plugins: Sequence[Any], resume: bool, restart: bool
 ) -> Run:
     from ptrain import engine
+    from ptrain.directory import release
     from ptrain.job import open_spec, prepare_run
     from ptrain.launch.together import prepare_together
 
@@ -214,7 +225,11 @@ def _ready(
     )
     # DeepSpeed does not join a second process group, so this one stays for the next call.
     atexit.register(engine.close)
-    return open_spec(spec, plugins=plugins)
+    try:
+        return open_spec(spec, plugins=plugins)
+    except BaseException:
+        release(spec.parent)
+        raise
 
 
 def _loaded(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ptrain.errors import RecipeError
 from ptrain.recipe.env import value_of
@@ -24,6 +26,8 @@ KILL_SWITCH = "stop"
 """The file in the run directory that ends the run, where the recipe names no other."""
 LATEST = "latest"
 """A link beside the directories of a recipe's runs, to the newest."""
+LOCK = ".lock"
+"""The file in the run directory that the process which trains there has locked."""
 TIME = "%Y-%m-%dT%H-%M-%SZ"
 """UTC, so that names sort as they were made, everywhere and in every season."""
 OURS = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(-\d+)?")
@@ -83,7 +87,7 @@ def check_directory(directory: Path, *, resume: bool, restart: bool) -> None:
             f"the run directory `{directory}` can't be written: `{parent}`: {error.strerror}",
             fix="set `output_dir` to a folder that you may write to",
         ) from None
-    if restart or not directory.exists() or not any(directory.iterdir()):
+    if restart or not directory.exists() or all(path.name == LOCK for path in directory.iterdir()):
         return
     if not resume:
         raise RecipeError(
@@ -108,6 +112,54 @@ def make_directory(directory: Path, *, new: bool) -> None:
         raise RecipeError(
             f"another run has begun in `{directory}` while this one was prepared", fix="start this one again"
         ) from None
+
+
+_held: dict[Path, IO[str]] = {}
+
+
+def hold(directory: Path) -> None:
+    """Keep the runs of other processes out of a run directory, until `release` or the end of this process.
+
+    Two runs in one directory would overwrite each other's checkpoints. A lock of the system, rather than the file
+    alone, so that a killed run keeps nobody out; of the kind that processes forked here don't get, since they may
+    outlive it for seconds. On a file system without locks, nobody is kept out.
+
+    Raises:
+        RecipeError: another process trains there.
+    """
+    import fcntl
+
+    if directory in _held:
+        return
+    try:
+        file = (directory / LOCK).open("a+", encoding="utf-8")
+    except OSError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        who = file.read().strip()
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return
+        raise RecipeError(
+            f"another process{f' ({who})' if who else ''} is training in `{directory}`",
+            fix="wait for its end, or set another `output_dir`",
+        ) from None
+    _held[directory] = file
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+
+
+def release(directory: Path) -> None:
+    """Let the runs of other processes into a run directory again, if this one held it."""
+    file = _held.pop(directory, None)
+    if file is not None:
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            file.close()
 
 
 def set_aside(directory: Path) -> Path:

@@ -27,7 +27,8 @@ def run_evaluators(run: Run) -> dict[str, float]:
 
     found: dict[str, tuple[float, float]] = {}
     for evaluator in with_data(run):
-        found.update(evaluator.evaluate(run))
+        begin = f"{evaluator.config.name}/" if evaluator.config.name else ""
+        found.update({begin + name: pair for name, pair in evaluator.evaluate(run).items()})
     flat = sum_over_workers([float(x) for pair in found.values() for x in pair], run.device)
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return {name: (s / n if n else math.nan) for name, (s, n) in zip(found, pairs, strict=True)}

@@ -14,7 +14,9 @@ from ptrain.directory import (
     KILL_SWITCH,
     SPEC,
     check_directory,
+    hold,
     make_directory,
+    release,
     run_directory,
     set_aside,
     starts,
@@ -48,6 +50,8 @@ def prepare_run(
 ) -> Path:
     """Prepare data, check model and disk, make the run directory; return the file that workers start from.
 
+    This process holds the run directory from then on, see `ptrain.directory.hold`.
+
     Args:
         source: the path of the recipe, after which the run directory is named.
         command: what the user typed, for the hint on how to go on.
@@ -57,7 +61,6 @@ def prepare_run(
         PtrainError: something is wrong; nothing was written to the run directory.
     """
     from ptrain import checks
-    from ptrain.model import adapters
     from ptrain.run import Run
     from ptrain.saving import resumes_by_itself
 
@@ -69,8 +72,29 @@ def prepare_run(
     directory = run_directory(loaded.recipe, source, resume=resume)
     new = not directory.exists()
     check_directory(directory, resume=resume, restart=restart)
-    run = Run(loaded, directory, world=workers, trains=True, data_world=workers)
-    run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
+    try:
+        if (directory / SPEC).exists():
+            hold(directory)
+        run = Run(loaded, directory, world=workers, trains=True, data_world=workers)
+        run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
+        prepared, resume_from = _checked(run, resume=resume, restart=restart)
+        if restart and not new:
+            set_aside(directory)
+            release(directory)
+        make_directory(directory, new=new)
+        hold(directory)
+        return _begun(run, prepared, source, resume_from, command)
+    except BaseException:
+        release(directory)
+        raise
+
+
+def _checked(run: Run, *, resume: bool, restart: bool) -> tuple[Prepared, Path | None]:
+    """The prepared data and the checkpoint to go on from, after all that can be said before anything is written."""
+    from ptrain import checks
+    from ptrain.model import adapters
+
+    directory = run.dir
     checks.check_paths(run)
     if resume:
         checks.check_same_recipe(run)
@@ -89,10 +113,7 @@ def prepare_run(
     checks.check_positions(run, [prepared.train, prepared.eval], model)
     adapters.check_tokens(run, model)
     checks.check_space(run, directory, sum(p.numel() for p in model.parameters() if p.requires_grad))
-    if restart and not new:
-        set_aside(directory)
-    make_directory(directory, new=new)
-    return _begun(run, prepared, source, resume_from, command)
+    return prepared, resume_from
 
 
 def _check_environment(recipe: Recipe) -> None:

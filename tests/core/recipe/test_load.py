@@ -251,6 +251,16 @@ MINIMAL = "type: tiny\nmodel: {name_or_path: m}\ndata: {sources: [a/b]}\n"
             "give one of them an `output_dir` of its own",
         ),
         (
+            "evaluation: [score, {type: score, name: again}, score]",
+            "4:49 entries 1 and 3 of `evaluation` would record metrics of the same names |  | "
+            "give each a `name` of its own, with which its metrics begin",
+        ),
+        (
+            "evaluation: [{type: score, name: a}, {type: score, name: a}]",
+            "4:52 entries 1 and 2 of `evaluation` would record metrics of the same names |  | "
+            "give each a `name` of its own, with which its metrics begin",
+        ),
+        (
             "deepspeed: {zero_optimization: {stage: 3, offload_param: {device: nvme, nvme_path: /x}}}",
             "4:67 `deepspeed.zero_optimization.offload_param.device` is `nvme`, where no checkpoint can read the "
             "state from |  | write `cpu`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ STAGE: Place = ("deepspeed", "zero_optimization", "stage")
 
 def combined_problems(recipe: Recipe, checkpoints: Sequence[Any], document: Document) -> list[Problem]:
     """Every such problem; `checkpoints` are the parts of `recipe.checkpoint`, in order."""
-    return [*_checkpoints(recipe, checkpoints, document), *_deepspeed(recipe, document)]
+    found = _checkpoints(recipe, checkpoints, document), _evaluators(recipe, document), _deepspeed(recipe, document)
+    return [*itertools.chain(*found)]
 
 
 def _checkpoints(recipe: Recipe, parts: Sequence[Any], document: Document) -> Iterator[Problem]:
@@ -36,6 +38,19 @@ def _checkpoints(recipe: Recipe, parts: Sequence[Any], document: Document) -> It
                 fix="give one of them an `output_dir` of its own",
             )
         taken.setdefault(folder, at)
+
+
+def _evaluators(recipe: Recipe, document: Document) -> Iterator[Problem]:
+    taken: dict[str, int] = {}
+    for at, config in enumerate(recipe.evaluation):
+        name = config.name or config.type.rpartition(":")[2]
+        if name in taken:
+            yield Problem(
+                f"entries {taken[name] + 1} and {at + 1} of `evaluation` would record metrics of the same names",
+                document.position(("evaluation", at) if config.name is None else ("evaluation", at, "name")),
+                fix="give each a `name` of its own, with which its metrics begin",
+            )
+        taken.setdefault(name, at)
 
 
 def default_folder(part: Any, config: CheckpointConfig) -> str:

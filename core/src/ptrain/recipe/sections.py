@@ -132,6 +132,9 @@ class TrackerConfig(PartConfig):
 class EvaluatorConfig(PartConfig):
     """The keys that every evaluator has."""
 
+    name: str | None = None
+    """What its metrics begin with: `name: short` records `eval/short/exact_match`; for several evaluators of a type."""
+
 
 class DataConfig(PartConfig):
     """The `data` section, as far as all trainers share it."""

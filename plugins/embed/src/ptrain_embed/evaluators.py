@@ -27,8 +27,6 @@ class Measured(ptrain.Evaluator):
 
         path: str
         """Where the data is."""
-        name: str | None = None
-        """What its metrics begin with, where a recipe measures on several; by default as the evaluator."""
         dimensions: list[Size] | None = None
         """Measure at these first dimensions too; by default at those of `matryoshka`."""
 
@@ -40,37 +38,17 @@ class Measured(ptrain.Evaluator):
         """See before training that there is something to measure on: in the end it would be too late.
 
         Raises:
-            RecipeError: another evaluator has the same name.
             DataError: of the data, as far as it is small; or a dimension is larger than the model's.
         """
         from ptrain_embed.model import modules, width
         from ptrain_embed.search import dimensions
 
-        self._refuse_namesakes(run)
         dimensions(self.sizes(run), modules(run).dimension or width(run.model))
 
-    def named(self, run: Run, found: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        """The metrics under their whole names.
-
-        Raises:
-            RecipeError: another evaluator has the same.
-        """
-        self._refuse_namesakes(run)
-        return {f"{self.prefix}/{name}": value for name, value in found.items()}
-
-    def _refuse_namesakes(self, run: Run) -> None:
-        own = [one for one in run.parts.evaluators if isinstance(one, Measured) and one.prefix == self.prefix]
-        if len(own) > 1:
-            raise ptrain.RecipeError(
-                f"{len(own)} entries of `evaluation` are called `{self.prefix}`",
-                expected="metrics of different names",
-                fix="give each a `name`",
-            )
-
-    @property
-    def prefix(self) -> str:
-        """What the metrics begin with."""
-        return self.config.name or self.config.type or type(self).__name__.lower()
+    def named(self, found: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """The metrics under their names, which begin with the evaluator's where the recipe gives no other."""
+        begin = "" if self.config.name else f"{type(self).__name__.lower()}/"
+        return {begin + name: value for name, value in found.items()}
 
 
 class Retrieval(Measured):
@@ -112,7 +90,7 @@ class Retrieval(Measured):
         names = list(collection.queries)[mine]
         asked = dict(zip(names, embedded, strict=True))
         sums, count = measure.retrieval(asked, documents, collection, self.sizes(run))
-        return self.named(run, {name: (value, float(count)) for name, value in sums.items()})
+        return self.named({name: (value, float(count)) for name, value in sums.items()})
 
 
 class Similarity(Measured):
@@ -142,7 +120,7 @@ class Similarity(Measured):
         first, second, grades = measure.read_pairs(self.config.path)
         embedded = embed_together(run, [*first, *second], None)
         found = measure.similarity(embedded[: len(first)], embedded[len(first) :], grades, self.sizes(run))
-        return self.named(run, {name: (value, 1.0) for name, value in found.items()})
+        return self.named({name: (value, 1.0) for name, value in found.items()})
 
 
 def embed_together(run: Run, texts: list[str], kind: Literal["query", "document"] | None) -> torch.Tensor:
