@@ -115,7 +115,10 @@ def test_what_changes_the_result_changes_the_key(recipe: Recipe, tmp_path: Path)
     content["model"]["merges"].pop()
     raw.write_text(json.dumps(content))
     keys["a merge of the tokenizer"] = key(run_of(recipe))
-    assert len(set(keys.values())) == len(keys) == 19
+    settings = tmp_path / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "truncation_side": "left"}))
+    keys["where the tokenizer cuts"] = key(run_of(recipe))
+    assert len(set(keys.values())) == len(keys) == 20
 
 
 @pytest.mark.parametrize(

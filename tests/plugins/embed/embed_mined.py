@@ -147,6 +147,25 @@ def mining(folder: Path) -> None:
     assert mine() != found and asked
     Encoder.encode = encode  # type: ignore[method-assign]
     trained_on(folder)
+    with_its_tokenizer_elsewhere(folder)
+
+
+def with_its_tokenizer_elsewhere(folder: Path) -> None:
+    """The recipe's is meant: of a folder with weights alone the same is mined."""
+    import shutil
+
+    import ptrain
+    from ptrain_embed import mine as mining_module
+
+    before = read_lines(folder / "mined.jsonl")
+    (folder / "weights").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / "model" / name, folder / "weights")
+    keys = recipe(folder, output=str(folder / "again.jsonl"))
+    keys["model"]["name_or_path"] = str(folder / "weights")
+    keys["tokenizer"] = {"name_or_path": str(folder / "model")}
+    mining_module.mine(ptrain.open_recipe(keys), lambda line: None)
+    assert read_lines(folder / "again.jsonl") == before
 
 
 def by_hand(

@@ -67,11 +67,14 @@ def _tokenizer(run: Run) -> Any:
 
 
 def tokenizer_content(tokenizer: Any) -> Any:
-    """The hash of a tokenizer's vocabulary and rules, its template, its special tokens."""
+    """The hash of a tokenizer's vocabulary and rules, its template, its special tokens, where it cuts."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return [digest, tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    # What cuts at the end, as nearly all do, is left out: prepared data has to be found by the key it had.
+    side = [tokenizer.truncation_side] if tokenizer.truncation_side != "right" else []
+    return [digest, tokenizer.chat_template, special, *side]
 
 
 def _code(run: Run) -> Iterator[Any]:

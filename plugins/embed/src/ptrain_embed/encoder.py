@@ -44,7 +44,8 @@ class Encoder:
     @classmethod
     def load(
         cls, name_or_path: str, *, device: str | torch.device | None = None, dtype: Any = None,
-        max_length: int | Mapping[Kind, int] | None = None, **keys: Any,
+        max_length: int | Mapping[Kind, int] | None = None, tokenizer: PreTrainedTokenizerBase | None = None,
+        **keys: Any,
     ) -> Encoder:  # fmt: skip
         """Of a model by its name on the hub, or of a folder.
 
@@ -53,6 +54,7 @@ class Encoder:
             dtype: of its weights, such as `bf16` or `torch.bfloat16`; by default fp32.
             max_length: the most tokens of a text, or of a text of each kind; by default what the model was made for,
                 and never more than the positions that it has learnt.
+            tokenizer: by default the model's.
             keys: of the section `model`, such as `query_prompt`, where they differ from what the model says.
 
         Raises:
@@ -67,8 +69,9 @@ class Encoder:
         asked = str(dtype or "fp32").removeprefix("torch.")
         config = EmbedModel.Config(type="embed", name_or_path=name_or_path, dtype=DTYPES.get(asked, asked), **keys)  # type: ignore[arg-type]
         part = EmbedModel(config)
-        with explained("tokenizer of the model", name_or_path):
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=config.revision)
+        if tokenizer is None:
+            with explained("tokenizer of the model", name_or_path):
+                tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=config.revision)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = part.load(place, warn=lambda message: None)
 

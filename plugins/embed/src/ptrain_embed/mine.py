@@ -127,14 +127,21 @@ class Search:
         self.model = str(name)
         self._run, self._settings, self._candidates, self._folder = run, settings, candidates, folder
         self._encoder: Any = None
+        named = getattr(run.recipe.tokenizer, "name_or_path", None) is not None and settings.model is None
+        self._tokenizer: Any = run.call("create_tokenizer") if named else None
+        """Where the recipe names another one than the model's."""
 
     def results(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Number of the first query, numbers and scores [q, k] of blocks of queries."""
         import numpy as np
 
+        from ptrain.data.key import tokenizer_content
+
         settings, candidates = self._settings, self._candidates
         made_of = {"texts": candidates.digest, "model": self.model, "files": fingerprint(self.model), **self._lengths}
         made_of["keys"] = self._keys
+        if self._tokenizer is not None:
+            made_of["tokenizer"] = tokenizer_content(self._tokenizer)
         documents = self._embedded("documents", candidates.documents, "document", made_of)
         queries = self._embedded("queries", candidates.queries, "query", made_of)
         made_of |= {"top_k": settings.top_k, "engine": settings.engine}
@@ -176,7 +183,7 @@ class Search:
         from ptrain_embed.encoder import Encoder
 
         if self._encoder is None:
-            self._encoder = Encoder.load(self.model, max_length=self._lengths, **self._keys)
+            self._encoder = Encoder.load(self.model, max_length=self._lengths, tokenizer=self._tokenizer, **self._keys)
         return self._encoder.encode(texts if isinstance(texts, list) else texts.to_pylist(), kind)
 
     @property
