@@ -318,12 +318,9 @@ def by_command(folder: Path) -> None:
     """The same by `Encoder` and oracles: trec_eval's and scipy's own code on dense scores."""
     import json as js
 
-    import numpy as np
-    import pytrec_eval
     from scipy import stats
 
     from ptrain_embed import measure
-    from ptrain_embed.beir import read_corpus, read_qrels, read_queries
     from ptrain_embed.encoder import Encoder
 
     encoder = Encoder.load(
@@ -334,32 +331,40 @@ def by_command(folder: Path) -> None:
         found[f"eval/retrieval/{name}"] = value
     for name, value in measure.measure_pairs(encoder, str(folder / "graded.jsonl"), [8]).items():
         found[f"eval/similarity/{name}"] = value
-    documents, queries = dict(read_corpus(folder / "beir", titles=False)), read_queries(folder / "beir")
-    qrels = {q: {d: int(g) for d, g in grades.items()} for q, grades in read_qrels(folder / "beir", "test").items()}
-    held = encoder.encode(list(documents.values()), "document").numpy()
-    asked = encoder.encode(list(queries.values()), "query").numpy()
     for size, at in ((32, ""), (8, "/8"), (16, "/16")):
-        one, other = (v[:, :size] / np.linalg.norm(v[:, :size], axis=1, keepdims=True) for v in (asked, held))
-        scores = one @ other.T
-        run = {
-            q: {d: float(s) for d, s in zip(documents, row, strict=True) if d != q}
-            for q, row in zip(queries, scores, strict=True)
-        }
-        oracle = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.1,10", "map"}).evaluate(run)
-        for ours, theirs in (
-            ("ndcg@10", "ndcg_cut_10"),
-            ("recall@1", "recall_1"),
-            ("recall@10", "recall_10"),
-            ("map@100", "map"),
-        ):
-            wanted = np.mean([one[theirs] for one in oracle.values()])
-            assert abs(found[f"eval/retrieval/{ours}{at}"] - wanted) < 1e-6, (ours, at)
+        for name, wanted in by_trec_eval(folder, encoder, size, unit=True).items():
+            assert abs(found[f"eval/retrieval/{name}{at}"] - wanted) < 1e-6, (name, at)
+    raw = Encoder.load(str(folder / "model"), max_length=16, pooling="mean", normalize=False)
+    products = measure.measure_collection(raw, str(folder / "beir"), "test", False, [4])
+    wanted, cosines = (by_trec_eval(folder, raw, 4, unit=unit) for unit in (False, True))
+    assert all(abs(products[f"{name}/4"] - value) < 1e-6 for name, value in wanted.items()) and wanted != cosines
     pairs = [js.loads(line) for line in (folder / "graded.jsonl").read_text().splitlines()]
     first, second = (encoder.encode([pair[name] for pair in pairs]).numpy() for name in ("sentence1", "sentence2"))
     correlation: Any = stats.spearmanr((first * second).sum(1), [pair["score"] for pair in pairs])
-    wanted = correlation.statistic
-    assert abs(found["eval/similarity/spearman"] - wanted) < 1e-6
+    assert abs(found["eval/similarity/spearman"] - correlation.statistic) < 1e-6
     print(js.dumps(found))
+
+
+def by_trec_eval(folder: Path, encoder: Any, size: int, unit: bool) -> dict[str, float]:
+    """Measures of all products of the first dimensions, scaled to length 1 or as they are, by trec_eval's own code."""
+    import numpy as np
+    import pytrec_eval
+
+    from ptrain_embed.beir import read_corpus, read_qrels, read_queries
+
+    documents, queries = dict(read_corpus(folder / "beir", titles=False)), read_queries(folder / "beir")
+    qrels = {q: {d: int(g) for d, g in grades.items()} for q, grades in read_qrels(folder / "beir", "test").items()}
+    held = encoder.encode(list(documents.values()), "document").numpy()[:, :size]
+    asked = encoder.encode(list(queries.values()), "query").numpy()[:, :size]
+    if unit:
+        asked, held = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (asked, held))
+    run = {
+        q: {d: float(s) for d, s in zip(documents, row, strict=True) if d != q}
+        for q, row in zip(queries, asked @ held.T, strict=True)
+    }
+    oracle = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.1,10", "map"}).evaluate(run)
+    names = {"ndcg@10": "ndcg_cut_10", "recall@1": "recall_1", "recall@10": "recall_10", "map@100": "map"}
+    return {ours: float(np.mean([one[theirs] for one in oracle.values()])) for ours, theirs in names.items()}
 
 
 def refused(folder: Path) -> None:

@@ -36,6 +36,8 @@ class Encoder:
         self.model, self.tokenizer, self.device = model, tokenizer, device
         self.dimension = made.dimension or width(model)
         """How many numbers a vector has."""
+        self.normalised = made.normalize
+        """Whether it has length 1."""
         self._prompts: dict[Kind | None, str] = {None: "", "query": made.query_prompt, "document": made.document_prompt}
         # Decoders add no special tokens, so that an empty text has no token at all.
         self._empty = cast(int, tokenizer.eos_token_id or tokenizer.pad_token_id or 0)

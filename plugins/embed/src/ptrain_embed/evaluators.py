@@ -82,6 +82,7 @@ class Retrieval(Measured):
         """
         from ptrain_embed import measure
         from ptrain_embed.collection import read_collection
+        from ptrain_embed.model import modules
 
         config = self.config
         collection = read_collection(config.path, config.split, titles=config.titles)
@@ -89,7 +90,8 @@ class Retrieval(Measured):
         mine, embedded = embed_own(run, list(collection.queries.values()), "query")
         names = list(collection.queries)[mine]
         asked = dict(zip(names, embedded, strict=True))
-        sums, count = measure.retrieval(asked, documents, collection, self.sizes(run))
+        normalise = modules(run).normalize
+        sums, count = measure.retrieval(asked, documents, collection, self.sizes(run), normalise)
         return self.named({name: (value, float(count)) for name, value in sums.items()})
 
 

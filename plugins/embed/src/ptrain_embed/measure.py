@@ -21,14 +21,16 @@ SHOWN = {"ndcg": (10,), "mrr": (10,), "map": (100,), "recall": (1, 10, 100)}
 
 
 def retrieval(
-    asked: Mapping[str, torch.Tensor], documents: torch.Tensor, collection: Collection, sizes: Sequence[int] | None
-) -> tuple[dict[str, float], int]:
+    asked: Mapping[str, torch.Tensor], documents: torch.Tensor, collection: Collection, sizes: Sequence[int] | None,
+    normalise: bool = True,
+) -> tuple[dict[str, float], int]:  # fmt: skip
     """The sum of each measure over some queries, and how many they are; `ndcg@10/256` is at the first 256 dimensions.
 
     Args:
         asked: embedding [d] by the id of the query.
         documents: embeddings [n, d], in the order of `collection.documents`.
         sizes: dimensions to measure at besides all of them.
+        normalise: whether embeddings have length 1, at each of these sizes.
 
     Raises:
         DataError: the model has fewer dimensions.
@@ -42,10 +44,9 @@ def retrieval(
         return {f"{name}{_at(size, full)}": 0.0 for size in sizes for name in _measured([], {})}, 0
     queries = torch.stack(list(asked.values()))
     for size in sizes:
+        cut_queries, cut_documents = (shortened(vectors, size, normalise) for vectors in (queries, documents))
         # One more: what has the id of the query itself is no answer, unless it is judged.
-        scores, numbers = search(
-            shortened(queries, size), shortened(documents, size), min(max(CUTS) + 1, len(names)), device=_device()
-        )
+        scores, numbers = search(cut_queries, cut_documents, min(max(CUTS) + 1, len(names)), device=_device())
         for query, found, near in zip(asked, numbers.tolist(), scores.tolist(), strict=True):
             grades = collection.qrels[query]
             left_out = query if query not in grades else None
@@ -94,7 +95,7 @@ def measure_collection(
         documents = encoder.encode(list(collection.documents.values()), "document", progress=advance)
         queries = encoder.encode(list(collection.queries.values()), "query", progress=advance)
     asked = dict(zip(collection.queries, queries, strict=True))
-    sums, count = retrieval(asked, documents, collection, sizes)
+    sums, count = retrieval(asked, documents, collection, sizes, encoder.normalised)
     return {name: value / count for name, value in sums.items()}
 
 

@@ -83,12 +83,12 @@ class MTEBModel:
         return self.encoder.encode([text for batch in inputs for text in batch["text"]], kind)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Cosines of all pairs."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        """Cosines of all pairs; inner products where the model does not normalise, as what is saved says."""
+        return self._scaled(embeddings1) @ self._scaled(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Cosines of corresponding pairs."""
-        return (_unit(embeddings1) * _unit(embeddings2)).sum(dim=-1)
+        """The same of corresponding pairs."""
+        return (self._scaled(embeddings1) * self._scaled(embeddings2)).sum(dim=-1)
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -97,8 +97,8 @@ class MTEBModel:
 
         return ModelMeta.create_empty({"name": self._name, "embed_dim": self.encoder.dimension})
 
+    def _scaled(self, vectors: Any) -> torch.Tensor:
+        import torch
 
-def _unit(vectors: Any) -> torch.Tensor:
-    import torch
-
-    return torch.nn.functional.normalize(torch.as_tensor(vectors, dtype=torch.float32), dim=-1)
+        found = torch.as_tensor(vectors, dtype=torch.float32)
+        return torch.nn.functional.normalize(found, dim=-1) if self.encoder.normalised else found

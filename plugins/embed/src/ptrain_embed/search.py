@@ -280,8 +280,9 @@ def dimensions(wanted: Sequence[int] | None, full: int) -> list[int]:
     return [full, *sorted({*(wanted or ())} - {full}, reverse=True)]
 
 
-def shortened(vectors: torch.Tensor, size: int) -> torch.Tensor:
-    """The first `size` dimensions of vectors [n, d]; scaled to length 1 again where they are fewer than d."""
+def shortened(vectors: torch.Tensor, size: int, normalise: bool) -> torch.Tensor:
+    """The first `size` dimensions of vectors [n, d], as in training: scaled to length 1 again if all of them are."""
     import torch
 
-    return vectors if size == vectors.shape[1] else torch.nn.functional.normalize(vectors[:, :size], dim=1)
+    cut = vectors[:, :size]
+    return torch.nn.functional.normalize(cut, dim=1) if normalise and size < vectors.shape[1] else cut
