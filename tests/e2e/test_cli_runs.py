@@ -83,9 +83,12 @@ def test_folders_from_the_environment(recipe_file: Any, tmp_path: Path, monkeypa
     assert code == 0, err
     assert {one.name for one in there.iterdir()} == {"run", "cache", "logs", "steps.jsonl"}
     assert not [*tmp_path.glob("*env*")] and at in (there / "run" / "run.json").read_text()
+    before = (there / "steps.jsonl").read_text()
     (there / "halt").touch()
-    code, _, err = run("run", recipe, "--restart", cwd=tmp_path)
+    code, out, err = run("run", recipe, "--restart", cwd=tmp_path)
     assert code == 75, err
+    assert "now called `steps.jsonl.1`" in out, "the lines of the first run are not lost"
+    assert (there / "steps.jsonl.1").read_text() == before and before.count('"loss"') == 2
 
 
 def test_the_kill_switch_stops_and_saves(recipe_file: Any, tmp_path: Path) -> None:

@@ -216,6 +216,17 @@ def check_evaluation(run: Run, rows: Dataset) -> None:
             )
 
 
+def check_evaluators(run: Run, rows: Dataset) -> None:
+    """Let every evaluator that will measure see that it can; `rows` are those for evaluation.
+
+    Raises:
+        PtrainError: one can't.
+    """
+    for one in run.parts.evaluators:
+        if len(rows) or not one.needs_rows:
+            one.check(run, rows)
+
+
 def check_positions(run: Run, splits: Sequence[Dataset], model: PreTrainedModel) -> None:
     """Warn where a document is longer than what the model was made for; raise ModelError where that can't be computed.
 

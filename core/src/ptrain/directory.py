@@ -163,7 +163,7 @@ def release(directory: Path) -> None:
 
 
 def set_aside(directory: Path) -> Path:
-    """Rename a run directory to the next free `<name>.N` and return that."""
+    """Rename a run directory, or a file, to the next free `<name>.N` and return that."""
     number = 1
     while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1

@@ -12,6 +12,8 @@ from ptrain.parts import Evaluator
 from ptrain.recipe.sections import Count, EvaluatorConfig, Positive
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from ptrain.data.questions import Question
     from ptrain.run import Run
 
@@ -97,20 +99,21 @@ class ExactMatch(Evaluator):
         strip: bool = True
         """Ignore white space round the answers."""
 
-    def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
-        """This worker's number of right answers and of questions.
+    def check(self, run: Run, rows: Dataset) -> None:
+        """Raise DataError where no row has a prompt, as with `data.mask_inputs: false`."""
+        from ptrain.data.questions import questions
 
-        Raises:
-            DataError: no row has a prompt, as with `data.mask_inputs: false`.
-        """
+        if not questions(rows, 1):
+            raise DataError(
+                "the evaluation rows hold no question for `exact_match`: every token is supervised, or none is",
+                fix="leave it out of `evaluation`, or set `data.mask_inputs: true`",
+            )
+
+    def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
+        """This worker's number of right answers and of questions."""
         from ptrain.data.questions import questions
 
         asked = questions(run.eval_data, self.config.count)
-        if not asked:
-            raise DataError(
-                "the evaluation rows hold no question: every token is supervised, or none is",
-                fix="leave `exact_match` out of `evaluation`, or set `data.mask_inputs: true`",
-            )
         mine = asked[run.data_rank :: run.data_world]
         # Under ZeRO-3 every worker must generate equally often: short ones answer a question again, unscored.
         padded = mine + asked[: math.ceil(len(asked) / run.data_world) - len(mine)]

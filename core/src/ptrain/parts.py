@@ -176,6 +176,15 @@ class Evaluator(Part):
     """Whether it measures on the evaluation rows of `data`, and is left out where there are none; False for one that
     has data of its own."""
 
+    def check(self, run: Run, rows: Dataset) -> None:
+        """Raise DataError where there is nothing to measure on: in the end of a run it would be too late.
+
+        Called before any worker starts, once `run.hf_config` is known.
+
+        Args:
+            rows: the prepared evaluation rows of `data`; none, where `needs_rows` is False and there are none.
+        """
+
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
         """This worker's `(sum, count)` by metric; core adds them over the workers and divides once."""
         raise NotImplementedError

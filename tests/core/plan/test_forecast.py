@@ -12,7 +12,7 @@ import torch
 from ptrain import Config, Feature, hookimpl
 from ptrain.catalog import Catalog, Offer
 from ptrain.data.attached import Attached
-from ptrain.errors import PtrainError
+from ptrain.errors import DataError, PtrainError
 from ptrain.parts import Optimizer, Scheduler
 from ptrain.plan.devices import Device
 from ptrain.plan.forecast import Forecast, forecast
@@ -163,6 +163,13 @@ def test_what_a_run_would_stop_on_is_refused(plan: Any, override: str, said: str
     with pytest.raises(PtrainError) as found:
         plan([override])
     assert said in str(found.value) and found.value.exit_code == 2
+
+
+def test_an_evaluation_without_a_question_is_refused(plan: Any) -> None:
+    keys = ["data.mask_inputs=false", "data.train_eval_split=[0.9, 0.1]", "evaluation=[exact_match]"]
+    assert plan(keys[1:]).rows["eval"]
+    with pytest.raises(DataError, match="hold no question for `exact_match`"):
+        plan(keys)
 
 
 def test_too_many_workers_are_refused(plan: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ptrain.directory import set_aside
 from ptrain.parts import Tracker
 from ptrain.recipe.env import value_of
 from ptrain.recipe.sections import TrackerConfig
@@ -27,10 +28,15 @@ class JsonLines(Tracker):
     _file: TextIO | None = None
 
     def start(self, run: Run) -> None:
-        """Open the file and drop what lies past the step that the run goes on from."""
+        """Open the file and drop what lies past the step that the run goes on from.
+
+        One that is not in the run directory may hold the lines of another run: it is renamed when this one begins.
+        """
         given = value_of(run.recipe.train_log_metrics_path, "train_log_metrics_path")
         path = self.config.path or given or run.dir / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not run.progress.step and run.dir not in path.absolute().parents:
+            run.say(f"`{path}` is of an earlier run, and now called `{set_aside(path).name}`")
         if path.exists():
             rewind(path, run.progress.step)
         self._file = path.open("a", encoding="utf-8")

@@ -71,9 +71,8 @@ class Encoder:
         asked = str(dtype or "fp32").removeprefix("torch.")
         config = EmbedModel.Config(type="embed", name_or_path=name_or_path, dtype=DTYPES.get(asked, asked), **keys)  # type: ignore[arg-type]
         part = EmbedModel(config)
-        if tokenizer is None:
-            with explained("tokenizer of the model", name_or_path):
-                tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=config.revision)
+        with explained("tokenizer of the model", name_or_path):
+            found = tokenizer or AutoTokenizer.from_pretrained(name_or_path, revision=config.revision)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = part.load(place, warn=lambda message: None)
 
@@ -81,9 +80,9 @@ class Encoder:
             return vectors(model, stages.forward(None, model, batch), batch, part.modules)  # type: ignore[arg-type]
 
         given = max_length if isinstance(max_length, Mapping) else {}
-        longest = max(given.values()) if given else max_length or longest_text(part, tokenizer, model)
+        longest = max(given.values()) if given else max_length or longest_text(part, found, model)
         lengths: dict[Kind | None, int] = {None: longest, "query": longest, "document": longest, **given}  # type: ignore[dict-item]
-        return cls(model, tokenizer, part.modules, place, forward, within_positions(part, model, lengths))
+        return cls(model, found, part.modules, place, forward, within_positions(part, model, lengths))
 
     @classmethod
     def of(cls, run: Run) -> Encoder:

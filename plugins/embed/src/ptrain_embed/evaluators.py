@@ -11,6 +11,7 @@ import ptrain
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
 
     from ptrain import Run
 
@@ -34,16 +35,16 @@ class Measured(ptrain.Evaluator):
         """The dimensions to measure at besides all."""
         return self.config.dimensions or list(getattr(run.config, "matryoshka", None) or ()) or None
 
-    def check(self, run: Run) -> None:
-        """See before training that there is something to measure on: in the end it would be too late.
+    def check(self, run: Run, rows: Dataset) -> None:
+        """See that there is something to measure on.
 
         Raises:
             DataError: of the data, as far as it is small; or a dimension is larger than the model's.
         """
-        from ptrain_embed.model import modules, width
+        from ptrain_embed.model import modules
         from ptrain_embed.search import dimensions
 
-        dimensions(self.sizes(run), modules(run).dimension or width(run.model))
+        dimensions(self.sizes(run), modules(run).dimension or run.hf_config.get_text_config().hidden_size)
 
     def named(self, found: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         """The metrics under their names, which begin with the evaluator's where the recipe gives no other."""
@@ -64,11 +65,11 @@ class Retrieval(Measured):
         titles: bool = True
         """Put the title of a document before its text."""
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Run, rows: Dataset) -> None:
         """All but the corpus, which may be large: of that the first document."""
         from ptrain_embed import beir
 
-        super().check(run)
+        super().check(run, rows)
         folder = beir.folder_of(self.config.path)
         grades, queries = beir.read_qrels(folder, self.config.split), beir.read_queries(folder)
         next(beir.read_corpus(folder, titles=self.config.titles), None)
@@ -104,11 +105,11 @@ class Similarity(Measured):
         path: str
         """A file with `sentence1`, `sentence2` and `score`."""
 
-    def check(self, run: Run) -> None:
+    def check(self, run: Run, rows: Dataset) -> None:
         """All pairs."""
         from ptrain_embed import measure
 
-        super().check(run)
+        super().check(run, rows)
         measure.read_pairs(self.config.path)
 
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:

@@ -138,15 +138,6 @@ class Embed(ptrain.Trainer):
         return config
 
     @ptrain.hookimpl
-    def before_training(self, run: Run) -> None:
-        """See that what is measured on is there."""
-        from ptrain_embed.evaluators import Measured
-
-        for one in run.parts.evaluators:
-            if isinstance(one, Measured):
-                one.check(run)
-
-    @ptrain.hookimpl
     def on_start(self, run: Run) -> None:
         """Say where what is saved is not the whole model."""
         if any(one.type == "huggingface" and one.enabled for one in run.recipe.checkpoint):
