@@ -13,6 +13,7 @@ from ptrain.recipe.env import value_of
 from ptrain.recipe.sections import TrackerConfig
 
 if TYPE_CHECKING:
+    from ptrain.results import Progress
     from ptrain.run import Run
 
 
@@ -38,7 +39,7 @@ class JsonLines(Tracker):
         if path.exists() and not run.progress.step and run.dir not in path.absolute().parents:
             run.say(f"`{path}` is of an earlier run, and now called `{set_aside(path).name}`")
         if path.exists():
-            rewind(path, run.progress.step)
+            rewind(path, run.progress)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, run: Run, metrics: Mapping[str, Any]) -> None:
@@ -53,16 +54,19 @@ class JsonLines(Tracker):
             self._file.close()
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drop the lines of `path` that are of a later step than `step`, or broken."""
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+def rewind(path: Path, progress: Progress) -> None:
+    """Drop the lines of `path` that are of later steps and evaluations than those done, or broken."""
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _done(line, progress)]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     temporary.replace(path)
 
 
-def _step_of(line: str) -> float:
+def _done(line: str, progress: Progress) -> bool:
     try:
-        return json.loads(line)["step"]
+        found = json.loads(line)
+        # The one at the end is made after the last checkpoint, and again where a run that was done is resumed.
+        evaluates = any(name.startswith("eval/") for name in found)
+        return found["step"] <= (progress.evaluated if evaluates else progress.step)
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return False
