@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +193,24 @@ def check_vocabulary(run: Run) -> None:
             f"the tokenizer has {len(run.tokenizer)} tokens, the model has {size} embeddings",
             fix=f"use a model with {len(run.tokenizer)} or more, or the model's own tokenizer",
         )
+
+
+def check_given(run: Run, reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DataError where a row that came as tokens holds one that the model has no embedding for.
+
+    On a GPU such a token ends the process without a word of the row.
+
+    Args:
+        reports: of the prepared data, by split.
+    """
+    size = run.hf_config.get_text_config().vocab_size
+    for report in reports.values():
+        largest = report.get("largest_id", -1)
+        if largest >= size:
+            raise DataError(
+                f"{report['largest_in']}: there is a token {largest}, and the model has {size} embeddings",
+                fix="tokenise with the tokenizer of the model, or leave out `process: false`",
+            )
 
 
 def check_packing(run: Run, rows: Dataset) -> None:

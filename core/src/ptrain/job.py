@@ -106,6 +106,7 @@ def _checked(run: Run, *, resume: bool, restart: bool) -> tuple[Prepared, Path |
         if not (resume and (directory / SPEC).exists()):
             checks.check_checkpoint_folders(run, moved=directory if restart else None)
     checks.check_model(run)
+    checks.check_given(run, prepared.report)
     checks.check_evaluators(run, prepared.eval)
     checks.check_packing(run, prepared.train)
     model = checks.blank_model(run)

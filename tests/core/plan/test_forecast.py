@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -155,11 +156,17 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: 
         ("eval_interval=2", "there are no rows for them"),
         ("scheduler={type: wsd, num_warmup_steps: 3, num_decay_steps: 3}", "do not fit in 3 steps"),
         ("data.sources=[{type: jsonl, path: broken.jsonl}]", "this line is no JSON"),
+        (
+            "data.sources=[{type: tasks, count: 200}, {type: jsonl, path: tokens.jsonl, process: false}]",
+            "tokens.jsonl:2: there is a token 9999, and the model has",
+        ),
         ("tokenizer.chat_template=nothing", "no chat template `nothing`"),
     ],
 )
 def test_what_a_run_would_stop_on_is_refused(plan: Any, override: str, said: str) -> None:
     Path("broken.jsonl").write_text("{\n")
+    rows = [{"input_ids": [1, at, 2], "labels": [-100, at, 2]} for at in (5, 9999, 7)] * 4
+    Path("tokens.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(PtrainError) as found:
         plan([override])
     assert said in str(found.value) and found.value.exit_code == 2

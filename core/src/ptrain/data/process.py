@@ -116,6 +116,9 @@ class Work:
         report = Report(rows=len(table))
         names = row_names(table, first)
         given = given_tokens(table, names)
+        for tokens, name in zip(given, names, strict=True):
+            if tokens is not None:
+                report.given(int(max(tokens.ids.max(), tokens.labels.max())), name)
         wanted = [at for at, one in enumerate(given) if one is None]
         if wanted:
             made = self._conversations if self._template is not None else self._texts

@@ -27,6 +27,7 @@ class Report:
         dropped: rows by reason.
         named: names of some of those rows, by reason.
         notes: what the user should know.
+        largest_id, largest_in: of rows that came as tokens, the largest of them (-1 without such rows), and its row.
     """
 
     rows: int = 0
@@ -41,6 +42,8 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     named: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    largest_id: int = -1
+    largest_in: str = ""
 
     def drop(self, reason: str, name: str, count: int = 1) -> None:
         """Count (and name) a row that was dropped, cut or split, with the reason."""
@@ -54,6 +57,11 @@ class Report:
         if text not in self.notes:
             self.notes.append(text)
 
+    def given(self, largest: int, name: str) -> None:
+        """Keep the largest token of a row that came as tokens, if it is the largest so far."""
+        if largest > self.largest_id:
+            self.largest_id, self.largest_in = largest, name
+
     def add(self, other: Report) -> None:
         """Add the counts of another part of the same rows."""
         for key in ("rows", "documents", "samples", "tokens", "supervised_tokens", "turns", "unended_turns",
@@ -65,6 +73,7 @@ class Report:
             self.named[reason] = (self.named.get(reason, []) + names)[:NAMED]
         for note in other.notes:
             self.note(note)
+        self.given(other.largest_id, other.largest_in)
 
     def json(self) -> dict[str, Any]:
         """As plain data."""

@@ -130,6 +130,7 @@ class _Planned:
         run = self.run
         run.model = model = make_model(run, self.unknown)
         if self.prepared is not None:
+            checks.check_given(run, self.prepared.report)
             checks.check_evaluators(run, self.prepared.eval)
             checks.check_packing(run, self.prepared.train)
             checks.check_positions(run, [self.prepared.train, self.prepared.eval], model)
