@@ -90,6 +90,8 @@ def rows(job: Mapping[str, Any], options: argparse.Namespace) -> list[dict[str, 
                 continue
             seen.update(row.values())
             taken.append(row)
+    if len(taken) < count:
+        raise SystemExit(f"{job['file']} has {len(taken)} such rows, and {count} are asked for")
     return taken[:count]
 
 

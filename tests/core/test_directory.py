@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,13 +137,21 @@ def test_the_disk_of_an_entry_that_is_switched_off_does_not_count(here: Path, mo
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from ptrain.directory import hold
+from ptrain.directory import hold, sign
 hold(Path(sys.argv[1]))
+sign(Path(sys.argv[1]))
 if os.fork() == 0:
-    time.sleep(60)
-print("held", flush=True)
+    print("held", flush=True)
 time.sleep(60)
 """
+
+
+def kept_out(path: Path) -> bool:
+    """Whether another process may not train there."""
+    code = "import sys; from pathlib import Path; from ptrain.directory import hold; hold(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE, text=True, check=False)
+    assert not done.returncode or "another process" in done.stderr, done.stderr
+    return bool(done.returncode)
 
 
 def test_one_process_trains_in_a_directory(tmp_path: Path) -> None:
@@ -158,17 +167,24 @@ def test_one_process_trains_in_a_directory(tmp_path: Path) -> None:
             holder.wait()
             os.killpg(holder.pid, 0)  # its child is there
             directory.hold(tmp_path)
-            directory.hold(tmp_path)  # it is this process's already
-            directory.release(tmp_path)
             directory.release(tmp_path)
         finally:
             os.killpg(holder.pid, signal.SIGKILL)
 
 
-def test_a_released_directory_is_free(tmp_path: Path) -> None:
-    """The lock's file may stay: it does not make a directory used."""
-    directory.hold(tmp_path)
-    directory.release(tmp_path)
-    directory.check_directory(tmp_path, resume=False, restart=False)
-    code = "import sys; from pathlib import Path; from ptrain.directory import hold; hold(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+def test_the_last_run_of_a_process_releases_its_directory(tmp_path: Path) -> None:
+    """Also where somebody else of this process has read it, or it was renamed. The lock's file does not make it used."""
+    directory.hold(tmp_path / "none")  # nothing to lock: nobody is kept out
+    directory.release(tmp_path / "none")
+    place = tmp_path / "run"
+    place.mkdir()
+    directory.hold(place)
+    directory.hold(place)
+    shutil.copytree(place, tmp_path / "copy")
+    directory.release(place)
+    assert kept_out(place)
+    aside = directory.set_aside(place)
+    assert aside.name == "run.1" and kept_out(aside)
+    directory.release(aside)
+    assert not kept_out(aside)
+    directory.check_directory(aside, resume=False, restart=False)

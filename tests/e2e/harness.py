@@ -25,10 +25,12 @@ def run_workers(specs: list[Path], workers: int, timeout: float = 600) -> None:
     """Train the prepared runs, one after another, in `workers` real processes."""
     import many_runs
 
-    log = specs[0].parent / "worker.log"
-    workers_of_the_kit.run_workers(many_runs.main, list(map(str, specs)), log=log, workers=workers, timeout=timeout)
-    for spec in specs:
-        release(spec.parent)
+    log, paths = specs[0].parent / "worker.log", list(map(str, specs))
+    try:
+        workers_of_the_kit.run_workers(many_runs.main, paths, log=log, workers=workers, timeout=timeout)
+    finally:
+        for spec in specs:
+            release(spec.parent)
 
 
 def uninterrupted(recipe: Path, workers: int = 1) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from harness import finish, losses, run, start, uninterrupted, wait_for_steps
 
+from ptrain.errors import DataError
 from ptrain.testing.rows import conversations, write_rows
 
 
@@ -65,6 +66,19 @@ def test_a_used_run_directory_is_refused_then_restarted(recipe_file: Any, tmp_pa
     assert (tmp_path / "run.1" / "metrics.jsonl").read_text() == before
 
 
+def test_rows_that_can_not_be_used_are_told_before_anything_is_written(
+    recipes: Any, prepared: Any, tmp_path: Path
+) -> None:
+    split = {"mask_inputs": False, "train_eval_split": [0.8, 0.2]}
+    with pytest.raises(DataError, match="hold no question for `exact_match`"):
+        prepared(recipes(data=split, evaluation=["exact_match"]), "run")
+    rows = [{"input_ids": [1, at, 2], "labels": [-100, at, 2]} for at in (5, 9999, 7)]
+    ready = {"type": "jsonl", "path": str(write_rows(tmp_path / "tokens.jsonl", rows)), "process": False}
+    with pytest.raises(DataError, match=r"tokens\.jsonl:2: there is a token 9999, and the model has"):
+        prepared(recipes(data={"sources": [ready]}), "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_folders_from_the_environment(recipe_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a variable holds counts in keys that belong to no part, and is written nowhere."""
     there = tmp_path / "canary"
@@ -87,7 +101,7 @@ def test_folders_from_the_environment(recipe_file: Any, tmp_path: Path, monkeypa
     (there / "halt").touch()
     code, out, err = run("run", recipe, "--restart", cwd=tmp_path)
     assert code == 75, err
-    assert "now called `steps.jsonl.1`" in out, "the lines of the first run are not lost"
+    assert "holds metrics already, and is now called `steps.jsonl.1`" in out
     assert (there / "steps.jsonl.1").read_text() == before and before.count('"loss"') == 2
 
 

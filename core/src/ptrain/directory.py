@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -114,60 +114,93 @@ def make_directory(directory: Path, *, new: bool) -> None:
         ) from None
 
 
-_held: dict[Path, IO[str]] = {}
+_held: dict[Path, IO[str] | None] = {}
+"""The files that this process has locked, by run directory; None where the file system has no locks."""
+_holders: Counter[Path] = Counter()
+"""The runs of this process in each."""
 
 
 def hold(directory: Path) -> None:
     """Keep the runs of other processes out of a run directory, until `release` or the end of this process.
 
     Two runs in one directory would overwrite each other's checkpoints. A lock of the system, rather than the file
-    alone, so that a killed run keeps nobody out; of the kind that processes forked here don't get, since they may
-    outlive it for seconds. On a file system without locks, nobody is kept out.
+    alone, so that a killed run keeps nobody out. On a file system without locks, nobody is kept out.
 
     Raises:
         RecipeError: another process trains there.
     """
+    if directory not in _held:
+        _held[directory] = _locked(directory)
+    _holders[directory] += 1
+
+
+def _locked(directory: Path) -> IO[str] | None:
     import fcntl
 
-    if directory in _held:
-        return
     try:
         file = (directory / LOCK).open("a+", encoding="utf-8")
     except OSError:
-        return
+        return None
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
         who = file.read().strip()
         file.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return
+        if not isinstance(error, BlockingIOError):
+            return None
         raise RecipeError(
             f"another process{f' ({who})' if who else ''} is training in `{directory}`",
             fix="wait for its end, or set another `output_dir`",
         ) from None
-    _held[directory] = file
-    with contextlib.suppress(OSError):
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    return file
+
+
+def sign(directory: Path) -> None:
+    """Say in the lock of a run directory, for those whom it keeps out, which process holds it."""
+    file = _held[directory]
+    with contextlib.suppress(OSError):  # a full disk
+        if file is not None:
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
 
 
 def release(directory: Path) -> None:
-    """Let the runs of other processes into a run directory again, if this one held it."""
-    file = _held.pop(directory, None)
+    """Let the runs of other processes into a run directory again, if this one held it for one run alone."""
+    _holders[directory] -= 1
+    if _holders[directory] < 1:
+        del _holders[directory]
+        _close(_held.pop(directory, None))
+
+
+def _close(file: IO[str] | None) -> None:
     if file is not None:
         with contextlib.suppress(OSError):  # what a full disk did not take
             file.close()
 
 
-def set_aside(directory: Path) -> Path:
-    """Rename a run directory, or a file, to the next free `<name>.N` and return that."""
+def _let_go() -> None:
+    """In a process that was forked: it may outlive this one for seconds, and would keep others out."""
+    for file in _held.values():
+        _close(file)
+    _held.clear()
+    _holders.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a run directory, which stays held if it was, or a file, to the next free `<name>.N` and return that."""
     number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    return directory.rename(aside)
+    path.rename(aside)
+    if path in _held:
+        _held[aside], _holders[aside] = _held.pop(path), _holders.pop(path)
+    return aside
 
 
 def write_spec(directory: Path, spec: Mapping[str, Any], resolved: Mapping[str, Any], code: str = "") -> Path:

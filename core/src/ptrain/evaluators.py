@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ptrain.errors import DataError
+from ptrain.errors import DataError, RecipeError
 from ptrain.parts import Evaluator
 from ptrain.recipe.sections import Count, EvaluatorConfig, Positive
 
@@ -24,13 +24,22 @@ def with_data(run: Run) -> list[Evaluator]:
 
 
 def run_evaluators(run: Run) -> dict[str, float]:
-    """The metrics of every evaluator that has data: sums and counts added over the workers, divided once."""
+    """The metrics of every evaluator that has data: sums and counts added over the workers, divided once.
+
+    Raises:
+        RecipeError: those of two evaluators have one name.
+    """
     from ptrain.engine import sum_over_workers
 
     found: dict[str, tuple[float, float]] = {}
     for evaluator in with_data(run):
         begin = f"{evaluator.config.name}/" if evaluator.config.name else ""
-        found.update({begin + name: pair for name, pair in evaluator.evaluate(run).items()})
+        measured = {begin + name: pair for name, pair in evaluator.evaluate(run).items()}
+        if twice := found.keys() & measured.keys():
+            raise RecipeError(
+                f"two evaluators record `{min(twice)}`", fix="give an entry of `evaluation` a `name` of its own"
+            )
+        found.update(measured)
     flat = sum_over_workers([float(x) for pair in found.values() for x in pair], run.device)
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return {name: (s / n if n else math.nan) for name, (s, n) in zip(found, pairs, strict=True)}

@@ -19,6 +19,7 @@ from ptrain.directory import (
     release,
     run_directory,
     set_aside,
+    sign,
     starts,
     write_spec,
 )
@@ -58,7 +59,7 @@ def prepare_run(
         workers: of the whole run.
 
     Raises:
-        PtrainError: something is wrong; nothing was written to the run directory.
+        PtrainError: something is wrong; nothing was written to the run directory but its lock.
     """
     from ptrain import checks
     from ptrain.run import Run
@@ -72,17 +73,18 @@ def prepare_run(
     directory = run_directory(loaded.recipe, source, resume=resume)
     new = not directory.exists()
     check_directory(directory, resume=resume, restart=restart)
+    if not new:
+        hold(directory)
     try:
-        if (directory / SPEC).exists():
-            hold(directory)
         run = Run(loaded, directory, world=workers, trains=True, data_world=workers)
         run.recipe_hash = checks.recipe_hash(loaded, run.recipe)
         prepared, resume_from = _checked(run, resume=resume, restart=restart)
         if restart and not new:
-            set_aside(directory)
-            release(directory)
+            release(set_aside(directory))
+            new = True
         make_directory(directory, new=new)
-        hold(directory)
+        if new:
+            hold(directory)
         return _begun(run, prepared, source, resume_from, command)
     except BaseException:
         release(directory)
@@ -143,6 +145,7 @@ def _begun(run: Run, prepared: Prepared, source: Path | None, resume_from: Path 
     """Write down what is begun, in the run directory; return the file that workers start from."""
     directory, user = run.dir, run.loaded.user_code
     (directory / KILL_SWITCH).unlink(missing_ok=True)  # it ended the run before
+    sign(directory)
     run.say(f"run directory: {directory}")
     spec = {
         "recipe": dump(run.recipe),

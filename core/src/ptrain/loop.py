@@ -42,8 +42,7 @@ def iterate(run: Run) -> str:
         StopRequested: a signal or the kill switch, between two steps or within an evaluation.
     """
     last, outcome = last_step(run)
-    if run.progress.step < last or not last:
-        evaluate_if_due(run)
+    evaluate_if_due(run)
     stream = iter(run.train_loader)
     while run.progress.step < last:
         one_step(run, stream)

@@ -94,6 +94,8 @@ WRONG: dict[str, list[str]] = {
     '{"model": {"peft_config": {"r": 4}}}': ["the base stays as it is"],
     '{"model": {"disable_activation_checkpoint": false}}': ["the base has no backward pass"],
     '{"model": {"n_speculator_heads": 0}}': ["n_speculator_heads"],
+    '{"evaluation": ["speculative"], "data": {"train_eval_split": [0.5, 0.5]}, "model": {"hf_config_kwargs": '
+    '{"max_position_embeddings": 2}}}': ["no evaluation row gives a prompt for `speculative`", "room in 2 positions"],
     '{"speculator_path": "FOLDER/not-one"}': ["there is no `config.json`"],
     '{"speculator_path": "FOLDER/fits", "model": {"speculator_path": "FOLDER/fits"}}': ["is given twice"],
     '{"speculator_path": "FOLDER/fewer-tokens"}': ["another base", "whose vocabulary has the size"],

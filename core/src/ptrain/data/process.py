@@ -116,20 +116,18 @@ class Work:
         report = Report(rows=len(table))
         names = row_names(table, first)
         given = given_tokens(table, names)
-        for tokens, name in zip(given, names, strict=True):
-            if tokens is not None:
-                report.given(int(max(tokens.ids.max(), tokens.labels.max())), name)
         wanted = [at for at, one in enumerate(given) if one is None]
         if wanted:
             made = self._conversations if self._template is not None else self._texts
             rest = table.take(wanted) if len(wanted) < len(table) else table
             for at, tokens in zip(wanted, made(rest, [names[at] for at in wanted], report), strict=True):
                 given[at] = tokens
-        kept = [
-            piece
-            for name, tokens in zip(names, given, strict=True)
-            for piece in self._kept(tokens, name, report)  # type: ignore[arg-type]
-        ]
+        made_here, kept = set(wanted), []
+        for at, (name, tokens) in enumerate(zip(names, given, strict=True)):
+            for piece in self._kept(tokens, name, report):  # type: ignore[arg-type]
+                kept.append(piece)
+                if at not in made_here:
+                    report.given(int(max(piece.ids.max(), piece.labels.max())), name)
         report.documents = len(kept)
         return kept, report
 

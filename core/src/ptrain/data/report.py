@@ -27,7 +27,7 @@ class Report:
         dropped: rows by reason.
         named: names of some of those rows, by reason.
         notes: what the user should know.
-        largest_id, largest_in: of rows that came as tokens, the largest of them (-1 without such rows), and its row.
+        largest_id, largest_in: of rows that came as tokens, the largest one that was kept (-1: none), and its row.
     """
 
     rows: int = 0

@@ -41,9 +41,9 @@ def _checkpoints(recipe: Recipe, parts: Sequence[Any], document: Document) -> It
 
 
 def _evaluators(recipe: Recipe, document: Document) -> Iterator[Problem]:
-    taken: dict[str, int] = {}
+    taken: dict[tuple[str, str | None], int] = {}
     for at, config in enumerate(recipe.evaluation):
-        name = config.name or config.type.rpartition(":")[2]
+        name = config.type, config.name
         if name in taken:
             yield Problem(
                 f"entries {taken[name] + 1} and {at + 1} of `evaluation` would record metrics of the same names",

@@ -34,12 +34,16 @@ def run(recipe: Mapping[str, Any], folder: Path, *, workers: int = 1, resume: bo
         PtrainError: what a real run would show in its preparation.
         WorkerFailed: a worker did; with what it wrote.
     """
+    from ptrain.directory import release
     from ptrain.testing.jobs import train
     from ptrain.testing.workers import run_workers
 
     with contextlib.redirect_stdout(io.StringIO()) as said:
         spec = prepare(recipe, folder, workers=workers, resume=resume, code=code)
-    output = run_workers(train, spec, log=folder / "output.txt", workers=workers)
+    try:
+        output = run_workers(train, spec, log=folder / "output.txt", workers=workers)
+    finally:
+        release(spec.parent)
     return Finished(folder, said.getvalue() + output)
 
 

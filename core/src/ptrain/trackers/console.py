@@ -97,7 +97,7 @@ def describe(metrics: Mapping[str, Any], room: int | None = None) -> str:
 
 def _evaluation(metrics: Mapping[str, Any]) -> str:
     shown = {k.removeprefix("eval/"): v for k, v in metrics.items() if k.startswith("eval/")}
-    return "  ".join(f"{k} {v:.1%}" if k == "exact_match" else f"{k} {v:.4f}" for k, v in shown.items())
+    return "  ".join(f"{k} {v:.1%}" if k.endswith("exact_match") else f"{k} {v:.4f}" for k, v in shown.items())
 
 
 def _progress() -> Progress:

@@ -48,7 +48,8 @@ class Measured(ptrain.Evaluator):
 
     def named(self, found: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         """The metrics under their names, which begin with the evaluator's where the recipe gives no other."""
-        begin = "" if self.config.name else f"{type(self).__name__.lower()}/"
+        own = self.config.type.rpartition(":")[2] or type(self).__name__.lower()
+        begin = "" if self.config.name else f"{own}/"
         return {begin + name: value for name, value in found.items()}
 
 

@@ -121,13 +121,13 @@ class Search:
     """
 
     def __init__(self, run: Run, settings: Mining, candidates: Candidates, folder: Path) -> None:
-        name = settings.model or getattr(run.recipe.model, "name_or_path", None)
-        if name is None:
+        name = settings.model or run.recipe.model.name_or_path
+        if not name:
             raise ptrain.ModelError("mining needs a model", fix="write `mine.model` or `model.name_or_path`")
         self.model = str(name)
         self._run, self._settings, self._candidates, self._folder = run, settings, candidates, folder
         self._encoder: Any = None
-        named = getattr(run.recipe.tokenizer, "name_or_path", None) is not None and settings.model is None
+        named = bool(run.recipe.tokenizer.name_or_path) and settings.model is None
         self._tokenizer: Any = run.call("create_tokenizer") if named else None
         """Where the recipe names another one than the model's."""
 

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 import ptrain
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from ptrain import Run
     from ptrain_spec_decode.decode import Limit, Written
     from ptrain_spec_decode.speculator import Speculator
@@ -52,21 +54,25 @@ class Speculative(ptrain.Evaluator):
                 raise ValueError("`top_k` needs a `temperature`: without one, decoding is greedy")
             return self
 
+    def check(self, run: Run, rows: Dataset) -> None:
+        """Raise DataError where no row gives a prompt."""
+        limit = _positions(run)
+        if not prompts(rows, 1, self.config.prompt_length, limit):
+            raise ptrain.DataError(
+                "no evaluation row gives a prompt for `speculative`",
+                expected=f"rows of two tokens and more, with a prompt that leaves room in {limit:,} positions",
+            )
+
     def evaluate(self, run: Run) -> Mapping[str, tuple[float, float]]:
         """This worker's sums: tokens by passes, of drafts and of prompt lookup, and the seconds of both ways to write.
 
         Raises:
-            DataError: no row gives a prompt.
             ModelError: the model has no speculator, or can't decode with it.
             TrainingError: the text is another one than that of plain greedy decoding.
         """
         speculator = _speculator(run)
         self._check(speculator)
         asked = prompts(run.eval_data, self.config.count, self.config.prompt_length, _positions(run))
-        if not asked:
-            raise ptrain.DataError(
-                "no evaluation row is long enough for a prompt", expected="rows of two tokens and more"
-            )
         mine = asked[run.data_rank :: run.data_world]
         together = Together(run)
         pairs: list[Pair] = []
@@ -254,7 +260,7 @@ def stop_tokens(run: Run) -> set[int]:
 
 
 def _positions(run: Run) -> int:
-    return getattr(run.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return getattr(run.hf_config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def _speculator(run: Run) -> Speculator:
